@@ -1,0 +1,183 @@
+"""A bundle is all that a scorer loads: one self-contained, versioned folder made from artefacts that belong together.
+
+Unit vectors are precomputed, so the encoder and its ID table stay behind; what remains is the ranker's small state,
+catalogue tables, codes and codebooks. Assembling and loading both refuse codes made from another PSU than the model's.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Int
+from numpy import ndarray
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from seminar.artifacts import Artifact, Manifest, Store
+from seminar.channels import UnitTables, unit_tables
+from seminar.config import ModelConfig
+from seminar.errors import ArtifactError, VersionMismatch, explain
+from seminar.ranker import CatalogueStats, Ranker, load_ranker, serving_ranker
+from seminar.schema import NONE
+
+_UNIT = ("item_unit", "item_present", "query_unit", "query_present")
+_STATS = ("category_index", "train_count", "category_mean", "train_total")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A loaded bundle. Ids are in catalogue order; rows index every table."""
+
+    path: Path
+    manifest: Manifest
+    config: ModelConfig
+    ranker: Ranker
+    units: UnitTables
+    codes: dict[str, Tensor]
+    project_query: Tensor
+    item_ids: list[str]
+    item_texts: list[str | None]
+    query_ids: list[str]
+    query_texts: list[str | None]
+    _item_rows: dict[str, int]
+    _query_rows: dict[str, int]
+    _text_rows: dict[str, int]
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    @property
+    def fingerprint(self) -> str:
+        """The PSU that unit vectors and codes come from."""
+        return self.manifest.config["psu_fingerprint"]
+
+    @property
+    def text_encoder(self) -> str:
+        """Name of the encoder that makes vectors of unseen query texts."""
+        return self.manifest.config["text_encoder"]
+
+    def item_row(self, ids: Sequence[str]) -> Int[ndarray, " N"]:
+        """Catalogue rows of item ids, -1 where unknown."""
+        return np.fromiter((self._item_rows.get(i, NONE) for i in ids), np.int64, len(ids))
+
+    def query_row(self, ids: Sequence[str]) -> Int[ndarray, " N"]:
+        """Catalogue rows of query ids, -1 where unknown."""
+        return np.fromiter((self._query_rows.get(i, NONE) for i in ids), np.int64, len(ids))
+
+    def query_row_by_text(self, texts: Sequence[str]) -> Int[ndarray, " N"]:
+        """Catalogue rows of query texts (case and surrounding space ignored), -1 where unknown."""
+        return np.fromiter((self._text_rows.get(normal_text(t), NONE) for t in texts), np.int64, len(texts))
+
+    @classmethod
+    def load(cls, path: Path | str) -> "Bundle":
+        """Read and check a published bundle folder. VersionMismatch if its codes belong to another PSU or codebook."""
+        path = Path(path)
+        if not (path / "manifest.json").is_file():
+            raise ArtifactError(
+                explain(f"bundle {path}", got="no manifest.json", expected="a published bundle", fix="check the path")
+            )
+        artifact = Artifact(path, Manifest.model_validate_json((path / "manifest.json").read_text()))
+        artifact.verify()
+        stamps = json.loads(artifact.file("stamps.json").read_text())
+        check_stamps(stamps, artifact.manifest.config["psu_fingerprint"], artifact.manifest.inputs["codebooks"].version)
+        tables = load_file(artifact.file("tables.safetensors"))
+        config = ModelConfig.model_validate(artifact.manifest.config["model"])
+        units = UnitTables(*(tables[name] for name in _UNIT))
+        stats = CatalogueStats(*(tables[name] for name in _STATS))
+        items, queries = (pq.read_table(artifact.file(f"{name}.parquet")) for name in ("items", "queries"))
+        item_ids, query_ids = items["item_id"].to_pylist(), queries["query_id"].to_pylist()
+        query_texts = queries["text"].to_pylist()
+        return cls(
+            path=path,
+            manifest=artifact.manifest,
+            config=config,
+            ranker=serving_ranker(config, units, stats, load_file(artifact.file("model.safetensors"))),
+            units=units,
+            codes=load_file(artifact.file("codebooks.safetensors")),
+            project_query=tables["project_query"],
+            item_ids=item_ids,
+            item_texts=items["text"].to_pylist(),
+            query_ids=query_ids,
+            query_texts=query_texts,
+            _item_rows={name: row for row, name in enumerate(item_ids)},
+            _query_rows={name: row for row, name in enumerate(query_ids)},
+            _text_rows={normal_text(text): row for row, text in reversed(list(enumerate(query_texts))) if text},
+        )
+
+
+def assemble(
+    store: Store, model: Artifact, codebooks: Artifact, pairs: Artifact, vectors: Artifact, *, current: bool = True
+) -> Artifact:
+    """Publish the bundle of artefacts that belong together; VersionMismatch if they do not."""
+    ranker = load_ranker(model, vectors)
+    fingerprint = ranker.channels.fingerprint()
+    stamps = {"psu_fingerprint": codebooks.manifest.config["psu_fingerprint"], "codebooks": codebooks.version}
+    check_stamps(stamps, fingerprint, codebooks.version)
+    _check_input(codebooks, "vectors", vectors)
+    _check_input(vectors, "pairs", pairs)
+    config = {
+        "model": model.manifest.config["model"],
+        "psu_fingerprint": fingerprint,
+        "text_encoder": vectors.manifest.config["text_encoder"],
+    }
+    inputs = {"model": model, "codebooks": codebooks, "pairs": pairs, "vectors": vectors}
+    draft = store.draft("bundle", inputs, config)
+    if not store.exists("bundle", draft.version):
+        units = unit_tables(ranker.channels)
+        tables = {name: getattr(units, name) for name in _UNIT}
+        tables |= {name: getattr(ranker, name) for name in _STATS}
+        tables["project_query"] = ranker.channels.project_query.detach()
+        save_file({k: v.contiguous() for k, v in tables.items()}, draft.path / "tables.safetensors")
+        state = {k: v.contiguous() for k, v in ranker.state_dict().items() if not k.startswith("channels.")}
+        save_file(state, draft.path / "model.safetensors")
+        (draft.path / "codebooks.safetensors").write_bytes(codebooks.file("codebooks.safetensors").read_bytes())
+        for name, columns in (("items", ["item_id", "text", "category"]), ("queries", ["query_id", "text"])):
+            table: pa.Table = pq.read_table(pairs.file(f"{name}.parquet"), columns=columns)
+            pq.write_table(table, draft.path / f"{name}.parquet")
+        (draft.path / "stamps.json").write_text(json.dumps(stamps))
+    return store.publish(draft, {"items": len(ranker.train_count)}, current=current)
+
+
+def check_stamps(stamps: dict[str, str], fingerprint: str, codebooks_version: str) -> None:
+    """Raise VersionMismatch, with both sides, unless the codes were made by this PSU and this codebook."""
+    if stamps["psu_fingerprint"] != fingerprint:
+        raise VersionMismatch(
+            explain(
+                f"codes of codebooks {stamps['codebooks']}",
+                got=f"made from PSU {stamps['psu_fingerprint'][:12]}",
+                expected=f"PSU {fingerprint[:12]} (the model's)",
+                fix="run fit-codebooks for this model",
+            )
+        )
+    if stamps["codebooks"] != codebooks_version:
+        raise VersionMismatch(
+            explain(
+                "codes",
+                got=f"codebooks {stamps['codebooks']}",
+                expected=f"codebooks {codebooks_version}",
+                fix="rebuild the bundle",
+            )
+        )
+
+
+def normal_text(text: str) -> str:
+    """Query text as it is compared: lower case, single spaces."""
+    return " ".join(text.lower().split())
+
+
+def _check_input(artifact: Artifact, name: str, expected: Artifact) -> None:
+    recorded = artifact.manifest.inputs[name]
+    if recorded.checksum != expected.manifest.checksum:
+        raise VersionMismatch(
+            explain(
+                f"{artifact.manifest.kind} {artifact.version}",
+                got=f"made from {name} {recorded.version}",
+                expected=f"{name} {expected.version}",
+                fix=f"rebuild it from {name} {expected.version}",
+            )
+        )

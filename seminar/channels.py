@@ -1,0 +1,248 @@
+"""The M+1 channels of a query-item pair: content tables, projections to unit vectors, and the gate that merges them.
+
+Content lives in one table an item or query and is looked up by catalogue row; nothing is ever stored per behaviour.
+`ChannelEncoder` holds all that a code depends on: its unit vectors are what product quantisation encodes, and its fingerprint is
+what codes are stamped with. `ChannelGate` (scales and gate) may change freely without a re-encode.
+"""
+
+import hashlib
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from numpy import ndarray
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seminar.artifacts import Artifact
+from seminar.config import ModelConfig
+from seminar.id_table import IdTable
+from seminar.schema import NUM_CHANNELS
+
+
+@dataclass(frozen=True)
+class VectorTables:
+    """The `vectors` artefact in memory; *_row maps a catalogue row to a content row, -1 where the channel is missing.
+
+    attribute_hash[attribute_offsets[i]:attribute_offsets[i+1]] are the stable token hashes of item i.
+    """
+
+    text: Float[ndarray, "Ut Dt"]
+    text_row: Int[ndarray, " I"]
+    image: Float[ndarray, "Ui Di"]
+    image_row: Int[ndarray, " I"]
+    query: Float[ndarray, "Uq Dt"]
+    query_row: Int[ndarray, " Q"]
+    attribute_hash: Int[ndarray, " A"]
+    attribute_offsets: Int[ndarray, " I1"]
+    category_index: Int[ndarray, " I"]
+    train_count: Int[ndarray, " I"]
+
+    @classmethod
+    def load(cls, vectors: Artifact | Path) -> "VectorTables":
+        """Read `vectors.safetensors` of a published vectors artefact, or of a folder that holds one."""
+        path = vectors.file("vectors.safetensors") if isinstance(vectors, Artifact) else vectors / "vectors.safetensors"
+        return cls(**load_file(path))
+
+    @property
+    def num_items(self) -> int:
+        return len(self.text_row)
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.query_row)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """N query-item pairs in channel space: L2-normalised vectors (zero where missing) and which channels exist."""
+
+    unit_NMd: Float[Tensor, "N M d"]
+    present_NM: Bool[Tensor, "N M"]
+
+
+@runtime_checkable
+class ChannelSource(Protocol):
+    """Where unit vectors come from: the trainable encoder, or a bundle's precomputed tables."""
+
+    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
+        """Text, image and attribute channel of catalogue items."""
+        ...
+
+    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N d"], Bool[Tensor, " N"]]:
+        """Query channel; row -1 is "no query"."""
+        ...
+
+
+def encode_pairs(source: ChannelSource, item_N: Int[Tensor, " N"], query_N: Int[Tensor, " N"]) -> Pairs:
+    """All four channels of N pairs, in CHANNELS order; each distinct item and query is projected once."""
+    items, item_inverse = torch.unique(item_N, return_inverse=True)
+    queries, query_inverse = torch.unique(query_N, return_inverse=True)
+    unit_i, present_i = source.unit_items(items)
+    unit_q, present_q = source.unit_queries(queries)
+    return Pairs(
+        torch.cat([unit_q[query_inverse][:, None], unit_i[item_inverse]], dim=1),
+        torch.cat([present_q[query_inverse][:, None], present_i[item_inverse]], dim=1),
+    )
+
+
+class ChannelEncoder(nn.Module):
+    """x^(m) = encoder output W_m, L2-normalised (SPEC 2). Attributes = item ID + hashed attribute tokens.
+
+    The ID of an item never seen in training (train_count 0) is missing, not random: such an item lives by its content.
+    `hide_ids` (training only) hides a share of IDs so that content learns to stand in.
+    """
+
+    def __init__(self, tables: VectorTables, config: ModelConfig, generator: torch.Generator, num_ids: int | None = None) -> None:
+        """num_ids: catalogue rows that have an ID embedding; rows appended to the catalogue later live by their content."""
+        super().__init__()
+        self.num_token_rows = config.num_token_rows
+        self.hide_ids = 0.0
+        num_ids = tables.num_items if num_ids is None else num_ids
+        self.ids = IdTable(num_ids, config.id_dim, generator)
+        self.register_buffer("seen", torch.from_numpy(tables.train_count[:num_ids] > 0))
+        self.tokens = IdTable(config.num_token_rows, config.id_dim, generator)
+        text = _projection(tables.text.shape[1], config.dim, generator)
+        self.project_text = nn.Parameter(text)
+        self.project_query = nn.Parameter(text.clone())
+        self.project_image = nn.Parameter(_projection(tables.image.shape[1], config.dim, generator))
+        self.project_attributes = nn.Parameter(_projection(config.id_dim, config.dim, generator))
+        self._set_tables(tables)
+
+    def _set_tables(self, tables: VectorTables) -> None:
+        counts = np.diff(tables.attribute_offsets)
+        width = max(int(counts.max(initial=0)), 1)
+        token_IA = np.full((tables.num_items, width), -1, np.int64)
+        token_IA[np.arange(width) < counts[:, None]] = tables.attribute_hash % self.num_token_rows
+        buffers = {
+            "text": tables.text,
+            "text_row": tables.text_row,
+            "image": tables.image,
+            "image_row": tables.image_row,
+            "query": tables.query,
+            "query_row": tables.query_row,
+            "token_IA": token_IA,
+        }
+        for name, value in buffers.items():
+            self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)), persistent=False)
+
+    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
+        """Unit vectors of the text, image and attribute channels, and which exist."""
+        text, has_text = _content(self.text, self.text_row[rows], self.project_text)
+        image, has_image = _content(self.image, self.image_row[rows], self.project_image)
+        attributes, has_attributes = self._attributes(rows)
+        return torch.stack([text, image, attributes], 1), torch.stack([has_text, has_image, has_attributes], 1)
+
+    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N d"], Bool[Tensor, " N"]]:
+        """Unit vectors of the query channel; row -1 is missing."""
+        known = rows >= 0
+        content = torch.where(known, self.query_row[rows.clamp_min(0)].long(), -1) if len(self.query_row) else rows.clamp_max(-1)
+        return _content(self.query, content, self.project_query)
+
+    def embed_queries(self, vectors: Float[Tensor, "N Dt"]) -> Float[Tensor, "N d"]:
+        """Unit vectors of query texts outside the catalogue, from their text-encoder vectors."""
+        return functional.normalize(vectors.float() @ self.project_query, dim=-1)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the parameters unit vectors depend on; codes carry it and loading compares it."""
+        digest = hashlib.sha256()
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _attributes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        shown = (rows < len(self.seen)) & self.seen[rows.clamp_max(len(self.seen) - 1)]
+        if self.training and self.hide_ids:
+            shown = shown & (torch.rand(rows.shape, device=rows.device) >= self.hide_ids)
+        token_NA = self.token_IA[rows]
+        present = shown | (token_NA >= 0).any(1)
+        summed = self.ids(torch.where(shown, rows, -1)) + self.tokens(token_NA).sum(1)
+        return _unit(summed @ self.project_attributes, present), present
+
+
+@dataclass(frozen=True)
+class UnitTables:
+    """Precomputed unit vectors of a whole catalogue: what a bundle serves from, and what codes are made of."""
+
+    item_unit: Float[Tensor, "I 3 d"]
+    item_present: Bool[Tensor, "I 3"]
+    query_unit: Float[Tensor, "Q d"]
+    query_present: Bool[Tensor, " Q"]
+
+    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
+        return self.item_unit[rows], self.item_present[rows]
+
+    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N d"], Bool[Tensor, " N"]]:
+        if not len(self.query_unit):
+            return self.query_unit.new_zeros(len(rows), self.item_unit.shape[-1]), torch.zeros_like(rows, dtype=torch.bool)
+        present = (rows >= 0) & self.query_present[rows.clamp_min(0)]
+        return self.query_unit[rows.clamp_min(0)] * present[:, None], present
+
+
+@torch.no_grad()
+def unit_tables(encoder: ChannelEncoder, block: int = 8192) -> UnitTables:
+    """Unit vectors of every catalogue item and query."""
+    encoder.eval()
+    items = [encoder.unit_items(rows) for rows in torch.arange(len(encoder.text_row)).split(block)]
+    unit_q, present_q = encoder.unit_queries(torch.arange(len(encoder.query_row)))
+    return UnitTables(torch.cat([u for u, _ in items]), torch.cat([p for _, p in items]), unit_q, present_q)
+
+
+class ChannelGate(nn.Module):
+    """Learned scale a channel and gate gamma = softmax over the present channels, in three modes (SPEC 2).
+
+    constant: one logit a channel. target: plus a linear term in the target's own unit vectors; the target's gate weighs the
+    behaviours' channels too. behaviour: plus a linear term in each pair's own unit vectors.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.mode = config.gate
+        self.log_scale = nn.Parameter(torch.zeros(NUM_CHANNELS))
+        self.logit = nn.Parameter(torch.zeros(NUM_CHANNELS))
+        if config.gate != "constant":
+            self.direction = nn.Parameter(torch.zeros(NUM_CHANNELS, config.dim))
+
+    @property
+    def scale(self) -> Float[Tensor, " M"]:
+        return self.log_scale.exp()
+
+    def logits(self, pairs: Pairs) -> Float[Tensor, "N M"]:
+        """Gate logits g_j of each pair before the softmax over present channels."""
+        if self.mode == "constant":
+            return self.logit.expand(len(pairs.present_NM), -1)
+        return self.logit + torch.einsum("nmd,md->nm", pairs.unit_NMd, self.direction)
+
+    def weights(self, pairs: Pairs) -> Float[Tensor, "N M"]:
+        """gamma of each pair: a distribution over its present channels, all zero for a pair without any."""
+        return gate_softmax(self.logits(pairs), pairs.present_NM)
+
+
+def gate_softmax(logits: Float[Tensor, "*N M"], present: Bool[Tensor, "*N M"]) -> Float[Tensor, "*N M"]:
+    """Softmax over present channels; all zero where none is present."""
+    weights = logits.masked_fill(~present, -1e30).softmax(-1)
+    return torch.where(present, weights, torch.zeros_like(weights))
+
+
+def _projection(rows: int, dim: int, generator: torch.Generator) -> Tensor:
+    return torch.randn(rows, dim, generator=generator) / math.sqrt(max(rows, 1))
+
+
+def _content(table: Tensor, row_N: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Project each distinct content row once; many items share one text or photograph."""
+    present = row_N >= 0
+    if not len(table):
+        return projection.new_zeros(len(row_N), projection.shape[1]), torch.zeros_like(present)
+    rows, inverse = torch.unique(row_N.clamp_min(0), return_inverse=True)
+    unit = functional.normalize(table[rows].float() @ projection, dim=-1)
+    return torch.where(present[:, None], unit[inverse], 0.0), present
+
+
+def _unit(vector: Tensor, present: Tensor) -> Tensor:
+    return torch.where(present[:, None], functional.normalize(vector, dim=-1), 0.0)

@@ -1,0 +1,340 @@
+"""Every setting of the system, its bounds and its one default. A TOML file holds only what differs."""
+
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from seminar.errors import ConfigError, explain
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class DataConfig(_Section):
+    """Where the logs come from."""
+
+    source: Literal["tables", "complete_journey", "kuaisar", "amazon", "jdsearch", "taobao_mm"] = "tables"
+    """Layout of the input; `tables` is the canonical one (`seminar check DIR`)."""
+    path: Path | None = None
+    """Folder of the dump; complete_journey comes from its installed package and needs none."""
+    images: Path | None = None
+    """Folder that the items' `image` column is relative to; none: the image channel is missing for every item."""
+    query_setting: Literal["as_is", "none", "category_proxy"] = "as_is"
+    """complete_journey only: it has no queries; `category_proxy` uses the category of purchases not on promotion."""
+    max_users: int | None = Field(None, gt=0)
+    """Keep a deterministic sample of this many users (by hash); none keeps all."""
+    until: datetime | None = None
+    """Ignore events at or after this UTC time; how a past day is replayed."""
+    exposures_per_request: int = Field(8, ge=0, le=1000)
+    """complete_journey only: promoted products not bought, sampled per basket as label-0 rows."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataConfig":
+        if self.source == "complete_journey":
+            if self.query_setting == "as_is":
+                raise ValueError("complete_journey has no queries: set query_setting to 'none' or 'category_proxy'")
+        elif self.path is None:
+            raise ValueError(f"source {self.source!r} needs data.path, the folder that holds the dump")
+        return self
+
+
+class PrepareConfig(_Section):
+    """Events to chunked pair sequences."""
+
+    num_shards: int = Field(8, gt=0, le=100_000)
+    """Files the users are spread over by a stable hash; a shard must fit in one worker's memory."""
+    chunk_length: int = Field(512, gt=0, le=100_000)
+    """Behaviours a chunk."""
+    max_history: int = Field(100_000, gt=0, le=1_000_000)
+    """Newest behaviours kept a user; older ones are counted as trimmed."""
+    holdout: Literal["last_request", "time"] = "last_request"
+    """last_request: a user's last request is test, the one before validation. time: everything from `test_from` on is test."""
+    test_from: datetime | None = None
+    """UTC; needed by holdout = 'time'. Validation is the last request before it."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "PrepareConfig":
+        if (self.holdout == "time") != (self.test_from is not None):
+            raise ValueError("holdout 'time' and test_from belong together: set both or neither")
+        return self
+
+
+class EmbedConfig(_Section):
+    """Content encoders."""
+
+    text_encoder: Literal["wordllama", "minilm", "none"] = "wordllama"
+    """wordllama: static, 256-d, fast. minilm: 384-d transformer, extra `minilm`."""
+    image_encoder: Literal["efficientnet_lite0", "none"] = "efficientnet_lite0"
+    batch_size: int = Field(64, gt=0)
+
+
+class ModelConfig(_Section):
+    """Shapes and switches shared by PSU, GSU, ESU and ranker."""
+
+    dim: int = Field(64, ge=8, le=1024)
+    """Width d of every channel."""
+    num_heads: int = Field(4, gt=0, le=64)
+    id_dim: int = Field(32, gt=0, le=1024)
+    """Width of ID and attribute-token embeddings before projection."""
+    num_token_rows: int = Field(1 << 15, gt=0)
+    """Rows of the hashed attribute-token table (items' and users' attributes)."""
+    gate: Literal["constant", "target", "behaviour"] = "constant"
+    """What the channel gate gamma depends on."""
+    top_k: int = Field(50, gt=0, le=10_000)
+    """Behaviours the GSU keeps."""
+    recent: int = Field(20, ge=0, le=1000)
+    """Newest behaviours in the short recent-sequence branch."""
+    simtier: bool = True
+    """SimTier histograms of target-behaviour similarity (MUSE)."""
+    simtier_bins: int = Field(16, ge=2, le=256)
+    semantic_attention: bool = True
+    """Semantic-aware attention in the ESU (MUSE)."""
+    time_buckets: int = Field(16, ge=0, le=64)
+    """Learned attention bias by log2 of the hours since the behaviour; 0 turns it off."""
+    freeze_psu: bool = False
+    """Keep the pretrained channel projections fixed while fine-tuning."""
+    hidden: tuple[int, ...] = (128, 64)
+    """Widths of the scoring MLP."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ModelConfig":
+        if self.dim % self.num_heads:
+            fits = [h for h in (1, 2, 4, 8, 16, 32) if self.dim % h == 0]
+            raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim}); try one of {fits}")
+        return self
+
+
+class TrainConfig(_Section):
+    """What pretraining and fine-tuning share."""
+
+    steps: int = Field(200, gt=0)
+    """Optimiser steps."""
+    lanes: int = Field(2, gt=0, le=1024)
+    """Fixed data-parallel lanes: each reads its own shards and fills its part of every global batch, however many
+    workers share the lanes. The loss curve therefore does not depend on the number of workers, which must divide this."""
+    num_workers: int = Field(1, gt=0)
+    learning_rate: float = Field(2e-3, gt=0)
+    sparse_learning_rate: float = Field(2e-2, gt=0)
+    """Adagrad rate of the ID tables."""
+    weight_decay: float = Field(1e-5, ge=0)
+    max_history: int = Field(1000, gt=0, le=1_000_000)
+    """Newest behaviours a training sample sees."""
+    checkpoint_every: int = Field(100, gt=0)
+    """Steps; also the most that a killed worker can cost."""
+    max_gradient_norm: float = Field(5.0, gt=0)
+    """Dense gradients are scaled down to this global norm."""
+    max_failures: int = Field(2, ge=0)
+    """Times a job restarts after losing a worker."""
+    seed: int = 0
+    log_every: int = Field(20, gt=0)
+
+    @model_validator(mode="after")
+    def _lanes(self) -> "TrainConfig":
+        if self.lanes % self.num_workers:
+            raise ValueError(
+                f"num_workers ({self.num_workers}) must divide lanes ({self.lanes}); raise lanes or lower num_workers"
+            )
+        return self
+
+
+class PretrainConfig(TrainConfig):
+    """PSU pretraining: L = w_next L_next + w_align L_align + w_rel L_rel (SEMINAR, section on PSU)."""
+
+    chunks_per_lane: int = Field(16, gt=0)
+    """Sequence windows in one lane's part of the batch."""
+    window: int = Field(256, gt=1)
+    """Behaviours a window."""
+    num_chunks: int = Field(4, gt=0)
+    """Alignment chunks a window: cost O(window^2 / num_chunks)."""
+    num_negatives: int = Field(1024, gt=0)
+    """Most whole pairs of the lane's batch used as negatives of next-pair prediction."""
+    w_next: float = Field(1.0, ge=0)
+    w_align: float = Field(0.3, ge=0)
+    w_rel: float = Field(0.3, ge=0)
+
+
+class FinetuneConfig(TrainConfig):
+    """CTR and PSR fine-tuning."""
+
+    pretrained: bool = True
+    """Start from the current PSU; false trains from scratch."""
+    requests_per_lane: int = Field(16, gt=0)
+    """Requests in one lane's part of the batch; all targets of a request share one encoded history."""
+    positives_per_request: int = Field(8, gt=0)
+    negatives_per_positive: int = Field(4, ge=0)
+    """Sampled items of the positive's category outside the user's history; they carry the positive's query."""
+    popularity_share: float = Field(0.0, ge=0, le=1)
+    """Share of sampled negatives drawn in proportion to training counts; the rest is uniform in the category."""
+    exposures_per_request: int = Field(8, ge=0)
+    """Logged label-0 rows used at most."""
+    newest_requests: int | None = Field(None, gt=0)
+    """Train only on each user's newest this many requests."""
+    min_history: int = Field(1, ge=0)
+    """Behaviours before a request that is trained on."""
+    distillation: float = Field(0.1, ge=0)
+    """Weight of the loss that teaches GSU relevance the ESU's attention."""
+    id_dropout: float = Field(0.1, ge=0, lt=1)
+    """Share of targets whose ID is hidden, so that content learns to stand in for it."""
+
+
+class CodebookConfig(_Section):
+    """Multi-modal product quantisation."""
+
+    num_subquantizers: int = Field(16, gt=0)
+    """B, codes of one byte a channel."""
+    num_centroids: int = Field(256, gt=1, le=256)
+    """C; one byte holds a code."""
+    sample_items: int = Field(65_536, gt=0)
+    """Most training vectors a channel."""
+    iterations: int = Field(15, gt=0)
+    num_shards: int = Field(4, gt=0)
+    """Pieces the statistics are gathered over; the result does not depend on it."""
+    seed: int = 0
+
+
+class EvaluateConfig(_Section):
+    """Offline evaluation."""
+
+    split: Literal["test", "validation"] = "test"
+    negatives: Literal["same_category", "uniform", "popularity"] = "same_category"
+    num_negatives: int = Field(99, gt=0)
+    one_per_user: bool = True
+    """One held-out pair a user, drawn by `seed`; false evaluates every held-out pair."""
+    full_ranking_users: int = Field(200, ge=0)
+    """Users for ranking the whole catalogue; 0 skips it."""
+    seed: int = 7
+    max_history: int = Field(100_000, gt=0)
+    num_workers: int = Field(2, gt=0)
+
+
+class ServeConfig(_Section):
+    """The scoring service."""
+
+    topology: Literal["fused", "split"] = "fused"
+    retriever: Literal["exact", "pq"] = "pq"
+    overfetch: int = Field(4, ge=1, le=64)
+    """Candidates fetched by codes a kept behaviour, before exact re-scoring."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, gt=0, lt=65536)
+    max_targets: int = Field(1000, gt=0)
+    max_events: int = Field(10_000, gt=0)
+    """Behaviours accepted in one POST /v1/events."""
+    history: Path | None = None
+    """LMDB folder; none: <workdir>/history."""
+    max_history_gib: float = Field(64.0, gt=0)
+    """Size limit of the LMDB map (address space, not memory)."""
+
+
+class RefreshConfig(_Section):
+    """The nightly refresh and its gates."""
+
+    run_id: str | None = None
+    """Name of the night; a rerun with the same name resumes. None: the date of `data.until`, else today."""
+    min_recall: float = Field(0.98, ge=0, le=1)
+    """Gate: recall@K of the new codes with re-scoring against exact retrieval."""
+    max_score_change: float = Field(0.05, ge=0)
+    """Gate: mean absolute difference between new quantised and exact scores (probabilities)."""
+    max_recall_drop: float = Field(0.02, ge=0, le=1)
+    """Gate: how far recall may fall below that of the codebooks now in use."""
+    probe_users: int = Field(100, gt=0)
+    """Users whose real targets the gates use."""
+    endpoint: str | None = None
+    """Base URL of the running service, e.g. http://127.0.0.1:8000; none publishes without swapping."""
+    dashboard: str | None = None
+    """Ray dashboard URL that accepts the declarative Serve config, e.g. http://127.0.0.1:8265."""
+
+
+class RayConfig(_Section):
+    """How jobs use the cluster."""
+
+    address: str | None = None
+    """None: the cluster named by RAY_ADDRESS, else one started for this process."""
+    num_cpus: int | None = Field(None, gt=0)
+    """CPUs of a Ray started for this process; none takes all."""
+    cpus_per_worker: float = Field(1, gt=0)
+    gpus_per_worker: float = Field(0, ge=0)
+
+
+class Settings(_Section):
+    """The whole file; every section may be left out."""
+
+    workdir: Path = Path("runs/default")
+    """Root of all artefacts; on a cluster a path that every node can read and write."""
+    data: DataConfig = DataConfig(source="complete_journey", query_setting="category_proxy")
+    prepare: PrepareConfig = PrepareConfig()
+    embed: EmbedConfig = EmbedConfig()
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig = PretrainConfig()
+    finetune: FinetuneConfig = FinetuneConfig()
+    codebooks: CodebookConfig = CodebookConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    serve: ServeConfig = ServeConfig()
+    refresh: RefreshConfig = RefreshConfig()
+    ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.model.dim % self.codebooks.num_subquantizers:
+            fits = [s for s in (2, 4, 8, 16, 32, 64) if self.model.dim % s == 0]
+            raise ValueError(
+                f"codebooks.num_subquantizers ({self.codebooks.num_subquantizers}) must divide "
+                f"model.dim ({self.model.dim}); try one of {fits}"
+            )
+        return self
+
+
+def load_settings(path: Path | str | None = None, overrides: dict[str, Any] | None = None) -> Settings:
+    """Settings from a TOML file and nested overrides; every problem becomes one ConfigError sentence.
+
+    Overrides are merged key by key, e.g. `{"data": {"max_users": 100}}`.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            values = tomllib.loads(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise ConfigError(
+                explain(f"config {path}", got="no such file", expected="a TOML file", fix="check --config")
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(explain(f"config {path}", got=str(error), expected="valid TOML", fix="mend that line")) from error
+    _merge(values, overrides or {})
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_sentence(path, e) for e in error.errors())) from error
+
+
+def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
+    for key, value in extra.items():
+        if isinstance(value, dict) and isinstance(base.get(key), dict):
+            _merge(base[key], value)
+        else:
+            base[key] = value
+
+
+def _sentence(path: Path | str | None, error: Any) -> str:
+    import difflib
+
+    where = ".".join(str(part) for part in error["loc"])
+    source = f"config {path}" if path else "settings"
+    if error["type"] == "extra_forbidden":
+        known = _known_keys(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return explain(f"{source}: {where}", got="an unknown key", expected="a known one", fix=hint)
+    return explain(
+        f"{source}: {where or 'settings'}", got=repr(error["input"])[:80], expected=error["msg"], fix="mend that value"
+    )
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    model: Any = Settings
+    for part in location:
+        model = model.model_fields[part].annotation
+    return sorted(model.model_fields)

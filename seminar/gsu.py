@@ -1,0 +1,73 @@
+"""General Search Unit: relevance of every behaviour to a target, and the K to keep.
+
+    x^GSU(j) = x^PSU(j) G_j;   relevance(t, l) = sum_h alpha_h(t, l)                              (SEMINAR, fine-tuning)
+
+With all heads summed, everything on the target's side folds into one vector u = sum_h Wk_h (Wq_h^T q_t + bq_h) / sqrt(d), and G_j
+and the channel scale s_j fold into probe_j = s_j G_j u, so relevance = sum_j weight_j <probe_j, unit_j>. Codes made of `unit`
+stay valid while G_j, Wq, Wk and the gate learn.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from seminar.attention import TargetAttention
+from seminar.channels import ChannelGate, Pairs, gate_softmax
+from seminar.config import ModelConfig
+from seminar.retrieval.base import Probe
+from seminar.schema import NUM_CHANNELS
+
+
+@dataclass(frozen=True)
+class GatedPairs:
+    """Pairs with what the gate says of them: weight_NM = gamma (zero where missing), gate_logit_NM before the softmax."""
+
+    pairs: Pairs
+    weight_NM: Float[Tensor, "N M"]
+    gate_logit_NM: Float[Tensor, "N M"]
+
+
+class GSU(nn.Module):
+    """G_j, the GSU's own Wq and Wk, and the gate it shares with the ESU."""
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.gate = ChannelGate(config)
+        self.transform = nn.Parameter(torch.eye(config.dim).repeat(NUM_CHANNELS, 1, 1))
+        self.attention = TargetAttention(config.dim, config.num_heads, generator, values=False)
+
+    def gated(self, pairs: Pairs) -> GatedPairs:
+        """Gate of each pair on its own channels."""
+        logits = self.gate.logits(pairs)
+        return GatedPairs(pairs, gate_softmax(logits, pairs.present_NM), logits)
+
+    def merged(self, gated: GatedPairs) -> Float[Tensor, "N d"]:
+        """sum_j gamma_j s_j unit_j G_j: merged query of a target, merged key of a behaviour (unless the gate is the target's)."""
+        weighted = gated.pairs.unit_NMd * (gated.weight_NM * self.gate.scale)[..., None]
+        return torch.einsum("nmd,mde->ne", weighted, self.transform)
+
+    def fold(self, target: Float[Tensor, "*N d"]) -> Float[Tensor, "*N d"]:
+        """u of merged targets: relevance is <u, merged key>."""
+        return self.attention.fold(target).sum(-2)
+
+    def probe(self, target: Float[Tensor, "N d"], gate_logit: Float[Tensor, "N M"]) -> Probe:
+        """What a retriever needs to score N targets (Retriever protocol)."""
+        vector = torch.einsum("mde,ne->nmd", self.transform * self.gate.scale[:, None, None], self.fold(target))
+        if self.gate.mode != "target":
+            return Probe(vector)
+        return Probe(vector, (gate_logit - gate_logit.amax(-1, keepdim=True)).exp())
+
+
+def target_gate_weights(gate_logit: Float[Tensor, "B T M"], present: Bool[Tensor, "B L M"]) -> Float[Tensor, "B T L M"]:
+    """gamma(t, l, j) of gate mode `target`: the target's logits renormalised over the behaviour's present channels."""
+    shape = (*gate_logit.shape[:2], present.shape[1], -1)
+    return gate_softmax(gate_logit[:, :, None].expand(shape), present[:, None].expand(shape))
+
+
+@torch.no_grad()
+def keep_top_k(relevance: Float[Tensor, "B T L"], mask: Bool[Tensor, "B L"], k: int) -> Int[Tensor, "B T K"]:
+    """Positions of the K = min(k, L) most relevant behaviours; -1 where a user has fewer. PAD never wins."""
+    top = relevance.masked_fill(~mask[:, None], -torch.inf).topk(min(k, relevance.shape[-1]), dim=-1, sorted=False)
+    return torch.where(top.values > -torch.inf, top.indices, -1)

@@ -1,0 +1,306 @@
+"""The two-stage ranker: channels -> GSU (keep K of the whole history) -> ESU (exact attention) -> CTR and PSR heads.
+
+The stages are separate methods, so training, offline evaluation and both serving topologies run this one code:
+`encode` and `relevance` are the GSU's half, `rank` the ESU's half, and `forward` is all of it on a Batch.
+"""
+
+import itertools
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seminar.artifacts import Artifact
+from seminar.attention import TargetAttention, masked_softmax
+from seminar.batching import Batch
+from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encode_pairs
+from seminar.config import ModelConfig
+from seminar.errors import VersionMismatch, explain
+from seminar.esu import ESU, NUM_CONTENT, Interest, Kept
+from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, cross_features, item_features, user_features
+from seminar.gsu import GSU, GatedPairs, keep_top_k, target_gate_weights
+from seminar.psu import unique_pairs
+from seminar.schema import TASKS, TEXT
+
+HOURS_PER_WEEK = 168
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch in channel space: its distinct pairs once, and which of them stands where.
+
+    merged_Pd: sum over channels with each pair's own gate, through G_j. history_BL, target_BT: rows of the distinct pairs.
+    """
+
+    gated: GatedPairs
+    merged_Pd: Float[Tensor, "P d"]
+    history_BL: Int[Tensor, "B L"]
+    target_BT: Int[Tensor, "B T"]
+
+    @property
+    def target_BTd(self) -> Float[Tensor, "B T d"]:
+        return functional.embedding(self.target_BT, self.merged_Pd)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """logit_BTS: one logit a task (CTR, PSR). relevance_BTK: GSU relevance of the kept behaviours, with gradient."""
+
+    logit_BTS: Float[Tensor, "B T S"]
+    interest: Interest
+    relevance_BTK: Float[Tensor, "B T K"]
+
+
+class Ranker(nn.Module):
+    """SEMINAR's fine-tuned model. `channels` is the trainable encoder or a bundle's UnitTables."""
+
+    def __init__(
+        self, config: ModelConfig, channels: ChannelSource, tables: "CatalogueStats", generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.channels = channels
+        self.gsu = GSU(config, generator)
+        self.esu = ESU(config, generator)
+        self.recent = TargetAttention(config.dim, config.num_heads, generator)
+        self.hour = nn.Parameter(torch.randn(HOURS_PER_WEEK, 8, generator=generator) * 0.02)
+        tiers = NUM_CONTENT * config.simtier_bins if config.simtier else 0
+        width = 5 * config.dim + tiers + NUM_CROSS + NUM_ITEM + NUM_USER + self.hour.shape[1]
+        self.head = _mlp((width, *config.hidden), config.dropout, generator)
+        self.out = _linear(config.hidden[-1], len(TASKS), generator)
+        self.distillation = 0.0
+        for name, value in vars(tables).items():
+            self.register_buffer(name, value, persistent=False)
+        if config.freeze_psu and isinstance(channels, nn.Module):
+            channels.requires_grad_(False)
+
+    @classmethod
+    def build(cls, config: ModelConfig, tables: VectorTables, generator: torch.Generator) -> "Ranker":
+        """A fresh ranker over a vectors artefact."""
+        return cls(config, ChannelEncoder(tables, config, generator), CatalogueStats.of(tables), generator)
+
+    def load_psu(self, state: dict[str, Tensor]) -> None:
+        """Restore a PSU's channel encoder and gate as initialisation."""
+        for prefix, module in (("channels.", self.channels), ("gate.", self.gsu.gate)):
+            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+    def forward(self, batch: Batch) -> Ranked:
+        """Both stages on a batch, exact GSU."""
+        encoded = self.encode(batch)
+        with torch.no_grad():
+            kept = keep_top_k(self.relevance(encoded), batch.mask_BL, self.config.top_k)
+        return self.rank(batch, encoded, kept, self.cross(batch))
+
+    def score(self, batch: Batch) -> Float[Tensor, "B T"]:
+        """Logit of each target under its own task; padding targets are -inf."""
+        with torch.no_grad():
+            logit = self.forward(batch).logit_BTS.gather(-1, batch.task_BT[..., None]).squeeze(-1)
+        return logit.masked_fill(~batch.mask_BT, -torch.inf)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Sum of the tasks' cross-entropies (each a mean over its targets) and the GSU's distillation from the ESU."""
+        ranked = self.forward(batch)
+        losses = {}
+        for code, task in enumerate(TASKS):
+            chosen = batch.mask_BT & (batch.task_BT == code)
+            bce = functional.binary_cross_entropy_with_logits(ranked.logit_BTS[..., code], batch.label_BT, reduction="none")
+            losses[task] = torch.where(chosen, bce, 0.0).sum() / batch.mask_BT.sum().clamp_min(1)
+        losses["distillation"] = distillation_loss(ranked)
+        total = sum(losses[task] for task in TASKS) + self.distillation * losses["distillation"]
+        return {"total": total, **losses}
+
+    def encode(self, batch: Batch, source: ChannelSource | None = None) -> Encoded:
+        """Project each distinct pair of the batch once; `source` replaces the ranker's own channels (unseen queries)."""
+        item = torch.cat([batch.item_BL, batch.item_BT], 1)
+        query = torch.cat([batch.query_BL, batch.query_BT], 1)
+        unique, inverse = unique_pairs(item, query)
+        gated = self.gsu.gated(encode_pairs(source or self.channels, *unique))
+        history, target = inverse.split([batch.item_BL.shape[1], batch.item_BT.shape[1]], 1)
+        return Encoded(gated, self.gsu.merged(gated), history, target)
+
+    def relevance(self, encoded: Encoded) -> Float[Tensor, "B T L"]:
+        """Exact GSU relevance of every behaviour to every target."""
+        folded = self.gsu.fold(encoded.target_BTd)
+        if self.config.gate != "target":
+            return folded @ functional.embedding(encoded.history_BL, encoded.merged_Pd).transpose(1, 2)
+        probe = self.gsu.probe(encoded.target_BTd.flatten(0, 1), encoded.gated.gate_logit_NM[encoded.target_BT.flatten()])
+        per_channel = torch.einsum(
+            "btmd,blmd->btlm",
+            probe.vector_TMd.unflatten(0, encoded.target_BT.shape),
+            encoded.gated.pairs.unit_NMd[encoded.history_BL],
+        )
+        return (per_channel * self._target_weights(encoded)).sum(-1)
+
+    def cross(self, batch: Batch) -> Float[Tensor, "B T F"]:
+        """User-x-item features over the whole visible history."""
+        category = self.category_index
+        return cross_features(
+            batch.item_BL, category[batch.item_BL], batch.hours_BL, batch.mask_BL, batch.item_BT, category[batch.item_BT]
+        )
+
+    def rank(self, batch: Batch, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"], cross_BTF: Float[Tensor, "B T F"]) -> Ranked:
+        """ESU and heads, given what the GSU kept (positions in this batch's history, -1 padding)."""
+        target = encoded.target_BTd
+        kept = self._gather(batch, encoded, kept_BTK)
+        interest = self.esu(target, kept)
+        recent = self._recent(batch, encoded, target)
+        hour = self.hour[batch.hour_of_week_B]
+        user = torch.cat([user_features(batch.total_length_B, batch.hours_BL), hour], -1)
+        features = [
+            interest.interest_BTd,
+            recent,
+            target,
+            interest.interest_BTd * target,
+            recent * target,
+            interest.tiers_BTF,
+            cross_BTF,
+            self._item_features(batch),
+            user[:, None].expand(-1, target.shape[1], -1),
+        ]
+        relevance = torch.einsum("btd,btkd->btk", self.gsu.fold(target.detach()), kept.key_BTKd.detach())
+        return Ranked(self.out(self.head(torch.cat(features, -1))), interest, relevance.masked_fill(~kept.mask_BTK, -torch.inf))
+
+    def contributions(self, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"]) -> Float[Tensor, "B T K M"]:
+        """Each channel's part of the GSU relevance of the kept behaviours; the parts add up to it. Padding: zero."""
+        probe = self.gsu.probe(encoded.target_BTd.flatten(0, 1), encoded.gated.gate_logit_NM[encoded.target_BT.flatten()])
+        pair = _pick(encoded.history_BL, kept_BTK.clamp_min(0))
+        vector = probe.vector_TMd.unflatten(0, kept_BTK.shape[:2])
+        parts = torch.einsum("btmd,btkmd->btkm", vector, encoded.gated.pairs.unit_NMd[pair])
+        return parts * self._kept_weights(encoded, pair) * (kept_BTK >= 0)[..., None]
+
+    def _gather(self, batch: Batch, encoded: Encoded, kept_BTK: Tensor) -> Kept:
+        mask = kept_BTK >= 0
+        position = kept_BTK.clamp_min(0)
+        pair = _pick(encoded.history_BL, position)
+        if self.config.gate == "target":
+            key = self._target_keys(encoded, pair)
+        else:
+            key = functional.embedding(pair, encoded.merged_Pd)
+        with torch.no_grad():
+            unit, present = encoded.gated.pairs.unit_NMd[:, TEXT:], encoded.gated.pairs.present_NM[:, TEXT:]
+            similarity = torch.einsum("btmd,blmd->btlm", unit[encoded.target_BT], unit[encoded.history_BL])
+            index = position[..., None].expand(*position.shape, NUM_CONTENT)
+            similarity = similarity.gather(2, index)
+            shared = present[encoded.target_BT][:, :, None] & present[pair] & mask[..., None]
+        return Kept(key, mask, _pick(batch.hours_BL, position), similarity, shared)
+
+    def _target_weights(self, encoded: Encoded) -> Tensor:
+        gated = encoded.gated
+        return target_gate_weights(gated.gate_logit_NM[encoded.target_BT], gated.pairs.present_NM[encoded.history_BL])
+
+    def _kept_weights(self, encoded: Encoded, pair_BTK: Tensor) -> Tensor:
+        """gamma of each kept behaviour's channels, [B, T, K, M]; under gate mode `target` the target's."""
+        gated = encoded.gated
+        if self.config.gate != "target":
+            return gated.weight_NM[pair_BTK]
+        logit = gated.gate_logit_NM[encoded.target_BT].flatten(0, 1)[:, None]
+        weight = target_gate_weights(logit, gated.pairs.present_NM[pair_BTK].flatten(0, 1))
+        return weight.squeeze(1).unflatten(0, pair_BTK.shape[:2])
+
+    def _target_keys(self, encoded: Encoded, pair_BTK: Tensor) -> Tensor:
+        """Merged keys of kept behaviours under the target's gate."""
+        weight = self._kept_weights(encoded, pair_BTK) * self.gsu.gate.scale
+        weighted = encoded.gated.pairs.unit_NMd[pair_BTK] * weight[..., None]
+        return torch.einsum("btkmd,mde->btke", weighted, self.gsu.transform)
+
+    def _recent(self, batch: Batch, encoded: Encoded, target: Tensor) -> Tensor:
+        """Short-term interest: target attention over the newest behaviours."""
+        steps = torch.arange(self.config.recent, device=target.device)
+        position = batch.length_B[:, None] - 1 - steps
+        mask = position >= 0
+        key = functional.embedding(_pick(encoded.history_BL[:, None], position.clamp_min(0)[:, None])[:, 0], encoded.merged_Pd)
+        logits = torch.einsum("bthd,brd->bthr", self.recent.fold(target), key)
+        attention = masked_softmax(logits, mask[:, None, None])
+        return self.recent.output(torch.einsum("bthr,brd->bthd", attention, key))
+
+    def _item_features(self, batch: Batch) -> Tensor:
+        count = self.train_count[batch.item_BT]
+        if self.training:
+            # The positive itself is one of the counted behaviours; at test time it is not.
+            count = (count - batch.label_BT).clamp_min(0)
+        return item_features(count, self.category_mean[batch.item_BT], float(self.train_total))
+
+
+@dataclass(frozen=True)
+class CatalogueStats:
+    """Per-item statistics the heads use: category row, training count, and the mean count of the item's category."""
+
+    category_index: Int[Tensor, " I"]
+    train_count: Float[Tensor, " I"]
+    category_mean: Float[Tensor, " I"]
+    train_total: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, tables: VectorTables) -> "CatalogueStats":
+        category = torch.from_numpy(tables.category_index).long()
+        count = torch.from_numpy(tables.train_count).float()
+        slots = category + 1
+        size = int(slots.max()) + 1 if len(slots) else 1
+        total = torch.zeros(size).index_add_(0, slots, count)
+        members = torch.zeros(size).index_add_(0, slots, torch.ones_like(count))
+        return cls(category, count, (total / members.clamp_min(1))[slots], count.sum())
+
+
+def distillation_loss(ranked: Ranked) -> Float[Tensor, ""]:
+    """KL from the ESU's mean attention to the GSU's softmax over the kept behaviours: what the GSU keeps is what the ESU wants.
+
+    The teacher and the keys are detached; only the GSU's own Wq, Wk and bq learn from it.
+    """
+    teacher = ranked.interest.attention_BTHK.detach().mean(2)
+    mask = ranked.relevance_BTK > -torch.inf
+    rows = mask.any(-1, keepdim=True)
+    student = torch.where(rows, ranked.relevance_BTK, 0.0).log_softmax(-1)
+    divergence = torch.where(teacher > 0, teacher * (teacher.clamp_min(1e-12).log() - student), 0.0).sum(-1)
+    return divergence.sum() / rows.sum().clamp_min(1)
+
+
+def load_ranker(model: Artifact, vectors: Artifact) -> Ranker:
+    """The trained ranker of a `model` artefact, over the vectors it was trained with."""
+    recorded = model.manifest.inputs["vectors"]
+    if recorded.checksum not in {vectors.manifest.checksum, *vectors.manifest.config.get("lineage", [])}:
+        raise VersionMismatch(
+            explain(
+                f"model {model.version}",
+                got=f"vectors {vectors.version}",
+                expected=f"vectors {recorded.version} or a continuation of them",
+                fix="use the vectors it was trained with",
+            )
+        )
+    state = load_file(model.file("model.safetensors"))
+    config = ModelConfig.model_validate(model.manifest.config["model"])
+    tables, generator = VectorTables.load(vectors), torch.Generator()
+    encoder = ChannelEncoder(tables, config, generator, num_ids=len(state["channels.seen"]))
+    ranker = Ranker(config, encoder, CatalogueStats.of(tables), generator)
+    ranker.load_state_dict(state)
+    return ranker.eval()
+
+
+def serving_ranker(config: ModelConfig, tables: UnitTables, stats: CatalogueStats, state: dict[str, Tensor]) -> Ranker:
+    """A ranker over precomputed unit vectors: everything but the encoder."""
+    ranker = Ranker(config, tables, stats, torch.Generator())
+    ranker.load_state_dict({k: v for k, v in state.items() if not k.startswith("channels.")})
+    return ranker.eval()
+
+
+def _pick(column: Tensor, position: Tensor) -> Tensor:
+    """column [B, L] (or [B, 1, L]) at position [B, T, K] -> [B, T, K]."""
+    if column.dim() == 2:
+        column = column[:, None]
+    return column.expand(-1, position.shape[1], -1).gather(-1, position)
+
+
+def _mlp(widths: tuple[int, ...], dropout: float, generator: torch.Generator) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in itertools.pairwise(widths):
+        layers += [_linear(fan_in, fan_out, generator), nn.ReLU(), nn.Dropout(dropout)]
+    return nn.Sequential(*layers)
+
+
+def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
+    linear = nn.Linear(fan_in, fan_out)
+    nn.init.normal_(linear.weight, std=(2 / fan_in) ** 0.5, generator=generator)
+    nn.init.zeros_(linear.bias)
+    return linear

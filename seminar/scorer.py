@@ -1,0 +1,217 @@
+"""The served two-stage scorer: retrieve (GSU, whole history) then rank (ESU, what was kept).
+
+`Retrieved` carries the kept behaviours themselves, so the second stage never reads a history: the two stages may run in one
+process or behind two services. Scores equal the offline ranker's on the same bundle; only the retriever may approximate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy import ndarray
+from torch import Tensor
+
+from seminar.batching import Batch, hour_of_week, hours_since
+from seminar.bundle import Bundle
+from seminar.channels import ChannelSource, encode_pairs
+from seminar.codebook import Codebooks
+from seminar.embedding import TextEncoder, open_text_encoder
+from seminar.ranker import Encoded, Ranked
+from seminar.retrieval.base import Keys, Retriever
+from seminar.retrieval.exact import ExactRetriever
+from seminar.retrieval.pq import PQRetriever
+from seminar.schema import NONE
+
+
+@dataclass(frozen=True)
+class ScoringHistory:
+    """One user's behaviours as catalogue rows, oldest first (query -1: none)."""
+
+    item_L: Int[ndarray, " L"]
+    query_L: Int[ndarray, " L"]
+    time_ms_L: Int[ndarray, " L"]
+
+
+@dataclass(frozen=True)
+class Targets:
+    """T candidates of one request. query_T: catalogue row, -1 none, or num_queries + i for row i of `unseen_Xd`."""
+
+    item_T: Int[ndarray, " T"]
+    query_T: Int[ndarray, " T"]
+    task: int
+    time_ms: int
+    unseen_Xd: Float[ndarray, "X d"] | None = None
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """GSU output, all the second stage needs: U behaviours (kept by any target, the newest, the oldest) and where they stood.
+
+    position_U: positions in the history, increasing. kept_TK: rows of U kept for each target, -1 padding; best first.
+    cross_TF: user-x-item features over the whole history.
+    """
+
+    item_U: Int[ndarray, " U"]
+    query_U: Int[ndarray, " U"]
+    time_ms_U: Int[ndarray, " U"]
+    position_U: Int[ndarray, " U"]
+    kept_TK: Int[ndarray, "T K"]
+    relevance_TK: Float[ndarray, "T K"]
+    cross_TF: Float[ndarray, "T F"]
+    total_length: int
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why: kept positions, GSU relevance, each head's attention, and each channel's part of the relevance."""
+
+    position_TK: Int[ndarray, "T K"]
+    relevance_TK: Float[ndarray, "T K"]
+    attention_THK: Float[ndarray, "T H K"]
+    channel_TKM: Float[ndarray, "T K M"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """probability_T in (0, 1) for the request's task, and optionally why."""
+
+    probability_T: Float[ndarray, " T"]
+    explanation: Explanation | None = field(default=None)
+
+
+class TwoStageScorer:
+    """Scores targets against one user's whole history with one bundle. Thread-safe: it holds no per-request state."""
+
+    def __init__(self, bundle: Bundle, retriever: Literal["exact", "pq"] = "pq", overfetch: int = 4) -> None:
+        self.bundle = bundle
+        self.retriever = open_retriever(bundle, retriever, overfetch)
+        self._text_encoder: TextEncoder | None = None
+
+    @torch.inference_mode()
+    def retrieve(self, history: ScoringHistory, targets: Targets) -> Retrieved:
+        """GSU: the top-K of the whole history for each target."""
+        ranker, config = self.bundle.ranker, self.bundle.config
+        batch = _batch(history, targets, len(history.item_L), history.time_ms_L)
+        source = self._source(targets)
+        encoded_T = ranker.gsu.gated(encode_pairs(source, batch.item_BT[0], batch.query_BT[0]))
+        probe = ranker.gsu.probe(ranker.gsu.merged(encoded_T), encoded_T.gate_logit_NM)
+        top = self.retriever.top_k(probe, self._keys(history), config.top_k)
+        kept, relevance = top.index_TK.numpy(), top.relevance_TK.numpy()
+        length = len(history.item_L)
+        edges = np.arange(max(0, length - config.recent), length)
+        position_U = np.unique(np.concatenate([kept[kept >= 0], edges, np.arange(min(length, 1))])).astype(np.int64)
+        rows = np.where(kept >= 0, np.searchsorted(position_U, kept), NONE)
+        return Retrieved(
+            item_U=history.item_L[position_U],
+            query_U=history.query_L[position_U],
+            time_ms_U=history.time_ms_L[position_U],
+            position_U=position_U,
+            kept_TK=rows,
+            relevance_TK=relevance,
+            cross_TF=ranker.cross(batch)[0].numpy(),
+            total_length=length,
+        )
+
+    @torch.inference_mode()
+    def rank(self, targets: Targets, retrieved: Retrieved, *, explain: bool = False) -> Scored:
+        """ESU and head over what was kept."""
+        ranker = self.bundle.ranker
+        kept = ScoringHistory(retrieved.item_U, retrieved.query_U, retrieved.time_ms_U)
+        batch = _batch(kept, targets, retrieved.total_length, retrieved.time_ms_U)
+        encoded = ranker.encode(batch, self._source(targets))
+        kept_BTK = torch.from_numpy(retrieved.kept_TK)[None]
+        ranked = ranker.rank(batch, encoded, kept_BTK, torch.from_numpy(retrieved.cross_TF)[None])
+        probability = torch.sigmoid(ranked.logit_BTS[0, :, targets.task]).numpy()
+        return Scored(probability, self._explain(encoded, ranked, retrieved) if explain else None)
+
+    def score(self, history: ScoringHistory, targets: Targets, *, explain: bool = False) -> Scored:
+        """Both stages."""
+        return self.rank(targets, self.retrieve(history, targets), explain=explain)
+
+    def unseen_queries(self, texts: Sequence[str]) -> Float[ndarray, "X d"]:
+        """Unit query-channel vectors of texts outside the catalogue, by the text encoder the bundle was trained with."""
+        if self._text_encoder is None:
+            self._text_encoder = open_text_encoder(self.bundle.text_encoder)
+        vectors = torch.from_numpy(self._text_encoder.encode(list(texts))).float() @ self.bundle.project_query
+        return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+    def _source(self, targets: Targets) -> ChannelSource:
+        if targets.unseen_Xd is None:
+            return self.bundle.units
+        return _WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd))
+
+    def _keys(self, history: ScoringHistory) -> Keys:
+        item, query = torch.from_numpy(history.item_L), torch.from_numpy(history.query_L)
+        units, gsu = self.bundle.units, self.bundle.ranker.gsu
+        if gsu.gate.mode == "behaviour":
+            gated = gsu.gated(encode_pairs(units, item, query))
+            return Keys(item, query, gated.pairs.present_NM, gated.weight_NM)
+        # Other gates need no vectors: presence alone decides a behaviour's weights.
+        has_query = (query >= 0) & units.query_present[query.clamp_min(0)] if len(units.query_present) else query >= 0
+        present = torch.cat([has_query[:, None], units.item_present[item]], 1)
+        weight = gsu.gate.logit.expand(len(item), -1).masked_fill(~present, -1e30).softmax(-1)
+        return Keys(item, query, present, torch.where(present, weight, 0.0))
+
+    def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
+        channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]
+        kept = retrieved.kept_TK
+        position = np.where(kept >= 0, retrieved.position_U[np.maximum(kept, 0)] if len(retrieved.position_U) else kept, NONE)
+        return Explanation(position, retrieved.relevance_TK, ranked.interest.attention_BTHK[0].numpy(), channel.numpy())
+
+
+@dataclass(frozen=True)
+class _WithUnseenQueries:
+    """A channel source whose query rows beyond the catalogue are given vectors."""
+
+    base: ChannelSource
+    unseen_Xd: Tensor
+
+    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        return self.base.unit_items(rows)
+
+    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        first = self.num_queries
+        unit, present = self.base.unit_queries(torch.where(rows < first, rows, NONE))
+        unseen = rows >= first
+        unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)
+        return unit, present | unseen
+
+    @property
+    def num_queries(self) -> int:
+        return len(self.base.query_unit)
+
+
+def open_retriever(bundle: Bundle, name: Literal["exact", "pq"], overfetch: int) -> Retriever:
+    """The GSU retriever over a bundle's tables."""
+    exact = ExactRetriever(bundle.units.item_unit, bundle.units.query_unit)
+    if name == "exact":
+        return exact
+    codebooks = Codebooks.of(bundle.codes, bundle.manifest.inputs["codebooks"].version, bundle.fingerprint)
+    return PQRetriever(codebooks, bundle.codes["item_codes"], bundle.codes["query_codes"], exact, overfetch)
+
+
+def _batch(history: ScoringHistory, targets: Targets, total_length: int, time_ms_L: ndarray) -> Batch:
+    """One request as a Batch of one; the same arithmetic as `batching.collate`."""
+    hours = hours_since(time_ms_L, np.array(targets.time_ms))
+    length = len(history.item_L)
+    width = max(length, 1)
+
+    def padded(values: ndarray, fill: int) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64) if length else np.full(width, fill, np.int64))[None]
+
+    return Batch(
+        item_BL=padded(history.item_L, 0),
+        query_BL=padded(history.query_L, NONE),
+        hours_BL=torch.from_numpy(hours if length else np.zeros(width, np.float32))[None],
+        length_B=torch.tensor([length]),
+        total_length_B=torch.tensor([total_length]),
+        item_BT=torch.from_numpy(targets.item_T.astype(np.int64))[None],
+        query_BT=torch.from_numpy(targets.query_T.astype(np.int64))[None],
+        label_BT=torch.zeros(1, len(targets.item_T)),
+        task_BT=torch.full((1, len(targets.item_T)), targets.task),
+        target_count_B=torch.tensor([len(targets.item_T)]),
+        hour_of_week_B=torch.from_numpy(hour_of_week(np.array([targets.time_ms]))),
+    )
