@@ -4,7 +4,6 @@ Unit vectors are precomputed, so the encoder and its ID table stay behind; what 
 catalogue tables, codes and codebooks. Assembling and loading both refuse codes made from another PSU than the model's.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seminar.artifacts import Artifact, Manifest, Store
-from seminar.channels import UnitTables, unit_tables
+from seminar.channels import ChannelEncoder, UnitTables, unit_tables
+from seminar.codebook import CatalogueCodes, Codebooks, Stamp, load_codes
 from seminar.config import ModelConfig
 from seminar.errors import ArtifactError, VersionMismatch, explain
 from seminar.ranker import CatalogueStats, Ranker, load_ranker, serving_ranker
@@ -37,7 +37,8 @@ class Bundle:
     config: ModelConfig
     ranker: Ranker
     units: UnitTables
-    codes: dict[str, Tensor]
+    codebooks: Codebooks
+    codes: CatalogueCodes
     project_query: Tensor
     item_ids: list[str]
     item_texts: list[str | None]
@@ -83,8 +84,9 @@ class Bundle:
             )
         artifact = Artifact(path, Manifest.model_validate_json((path / "manifest.json").read_text()))
         artifact.verify()
-        stamps = json.loads(artifact.file("stamps.json").read_text())
-        check_stamps(stamps, artifact.manifest.config["psu_fingerprint"], artifact.manifest.inputs["codebooks"].version)
+        codebooks, codes = load_codes(artifact.file("codebooks.safetensors"))
+        stamp = Stamp(artifact.manifest.inputs["codebooks"].version, artifact.manifest.config["psu_fingerprint"])
+        codes.stamp.require(stamp, f"codes of bundle {artifact.version}")
         tables = load_file(artifact.file("tables.safetensors"))
         config = ModelConfig.model_validate(artifact.manifest.config["model"])
         units = UnitTables(*(tables[name] for name in _UNIT))
@@ -98,7 +100,8 @@ class Bundle:
             config=config,
             ranker=serving_ranker(config, units, stats, load_file(artifact.file("model.safetensors"))),
             units=units,
-            codes=load_file(artifact.file("codebooks.safetensors")),
+            codebooks=codebooks,
+            codes=codes,
             project_query=tables["project_query"],
             item_ids=item_ids,
             item_texts=items["text"].to_pylist(),
@@ -115,9 +118,11 @@ def assemble(
 ) -> Artifact:
     """Publish the bundle of artefacts that belong together; VersionMismatch if they do not."""
     ranker = load_ranker(model, vectors)
-    fingerprint = ranker.channels.fingerprint()
-    stamps = {"psu_fingerprint": codebooks.manifest.config["psu_fingerprint"], "codebooks": codebooks.version}
-    check_stamps(stamps, fingerprint, codebooks.version)
+    encoder = ranker.channels
+    assert isinstance(encoder, ChannelEncoder)
+    fingerprint = encoder.fingerprint()
+    _, codes = load_codes(codebooks.file("codebooks.safetensors"))
+    codes.stamp.require(Stamp(codebooks.version, fingerprint), f"codes of codebooks {codebooks.version}")
     _check_input(codebooks, "vectors", vectors)
     _check_input(vectors, "pairs", pairs)
     config = {
@@ -128,10 +133,10 @@ def assemble(
     inputs = {"model": model, "codebooks": codebooks, "pairs": pairs, "vectors": vectors}
     draft = store.draft("bundle", inputs, config)
     if not store.exists("bundle", draft.version):
-        units = unit_tables(ranker.channels)
+        units = unit_tables(encoder)
         tables = {name: getattr(units, name) for name in _UNIT}
         tables |= {name: getattr(ranker, name) for name in _STATS}
-        tables["project_query"] = ranker.channels.project_query.detach()
+        tables["project_query"] = encoder.project_query.detach()
         save_file({k: v.contiguous() for k, v in tables.items()}, draft.path / "tables.safetensors")
         state = {k: v.contiguous() for k, v in ranker.state_dict().items() if not k.startswith("channels.")}
         save_file(state, draft.path / "model.safetensors")
@@ -139,30 +144,7 @@ def assemble(
         for name, columns in (("items", ["item_id", "text", "category"]), ("queries", ["query_id", "text"])):
             table: pa.Table = pq.read_table(pairs.file(f"{name}.parquet"), columns=columns)
             pq.write_table(table, draft.path / f"{name}.parquet")
-        (draft.path / "stamps.json").write_text(json.dumps(stamps))
     return store.publish(draft, {"items": len(ranker.train_count)}, current=current)
-
-
-def check_stamps(stamps: dict[str, str], fingerprint: str, codebooks_version: str) -> None:
-    """Raise VersionMismatch, with both sides, unless the codes were made by this PSU and this codebook."""
-    if stamps["psu_fingerprint"] != fingerprint:
-        raise VersionMismatch(
-            explain(
-                f"codes of codebooks {stamps['codebooks']}",
-                got=f"made from PSU {stamps['psu_fingerprint'][:12]}",
-                expected=f"PSU {fingerprint[:12]} (the model's)",
-                fix="run fit-codebooks for this model",
-            )
-        )
-    if stamps["codebooks"] != codebooks_version:
-        raise VersionMismatch(
-            explain(
-                "codes",
-                got=f"codebooks {stamps['codebooks']}",
-                expected=f"codebooks {codebooks_version}",
-                fix="rebuild the bundle",
-            )
-        )
 
 
 def normal_text(text: str) -> str:

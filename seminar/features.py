@@ -27,7 +27,7 @@ def cross_features(
     """User-x-item features, F = NUM_CROSS.
 
     log(1 + count) of the target's item, and of its category, in the history, plain and decayed by age; whether the item occurs;
-    how recently, 1 / (1 + days), 0 if never; the item's share of its category, plain and decayed.
+    how recently, 1 / (1 + days), 0 if never; the item's share of its category, plain and decayed (1 without a category).
     """
     ages = torch.stack([torch.ones_like(hours_BL), *(torch.exp(-hours_BL / tau) for tau in DECAY_HOURS)], -1)
     ages = ages * mask_BL[..., None]
@@ -38,7 +38,7 @@ def cross_features(
     freshness = (1 / (1 + hours_BL / 24))[:, None] * same_item
     latest = freshness.amax(-1) if freshness.shape[-1] else freshness.sum(-1)
     found = (items[..., 0] > 0).to(ages.dtype)
-    share = items / categories.clamp_min(1e-6) * found[..., None]
+    share = items / torch.maximum(categories, items).clamp_min(1e-9)
     return torch.cat([items.log1p(), categories.log1p(), found[..., None], latest[..., None], share], -1)
 
 

@@ -6,7 +6,6 @@ Dense: every behaviour of a window is a next-pair target, predicted from what wa
 """
 
 import math
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,23 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seminar.attention import TargetAttention, masked_softmax
+from seminar.batching import WindowBatch
 from seminar.channels import ChannelEncoder, ChannelGate, Pairs, VectorTables, encode_pairs
 from seminar.config import ModelConfig, PretrainConfig
 from seminar.schema import QUERY, TEXT
-
-
-@runtime_checkable
-class WindowBatch(Protocol):
-    """Windows of consecutive behaviours: catalogue rows, request numbers (non-decreasing), validity."""
-
-    @property
-    def item_BL(self) -> Int[Tensor, "B L"]: ...
-    @property
-    def query_BL(self) -> Int[Tensor, "B L"]: ...
-    @property
-    def request_BL(self) -> Int[Tensor, "B L"]: ...
-    @property
-    def mask_BL(self) -> Bool[Tensor, "B L"]: ...
 
 
 class PSU(nn.Module):

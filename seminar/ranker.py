@@ -181,9 +181,8 @@ class Ranker(nn.Module):
             key = functional.embedding(pair, encoded.merged_Pd)
         with torch.no_grad():
             unit, present = encoded.gated.pairs.unit_NMd[:, TEXT:], encoded.gated.pairs.present_NM[:, TEXT:]
-            similarity = torch.einsum("btmd,blmd->btlm", unit[encoded.target_BT], unit[encoded.history_BL])
-            index = position[..., None].expand(*position.shape, NUM_CONTENT)
-            similarity = similarity.gather(2, index)
+            similarity = torch.einsum("btmd,blmd->bmtl", unit[encoded.target_BT], unit[encoded.history_BL])
+            similarity = similarity.gather(3, position[:, None].expand(-1, NUM_CONTENT, -1, -1)).permute(0, 2, 3, 1)
             shared = present[encoded.target_BT][:, :, None] & present[pair] & mask[..., None]
         return Kept(key, mask, _pick(batch.hours_BL, position), similarity, shared)
 

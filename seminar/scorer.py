@@ -17,7 +17,6 @@ from torch import Tensor
 from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
 from seminar.channels import ChannelSource, encode_pairs
-from seminar.codebook import Codebooks
 from seminar.embedding import TextEncoder, open_text_encoder
 from seminar.ranker import Encoded, Ranked
 from seminar.retrieval.base import Keys, Retriever
@@ -66,12 +65,13 @@ class Retrieved:
 
 @dataclass(frozen=True)
 class Explanation:
-    """Why: kept positions, GSU relevance, each head's attention, and each channel's part of the relevance."""
+    """Why: kept positions, GSU relevance, each head's attention, each channel's part of the relevance, and the target's gate."""
 
     position_TK: Int[ndarray, "T K"]
     relevance_TK: Float[ndarray, "T K"]
     attention_THK: Float[ndarray, "T H K"]
     channel_TKM: Float[ndarray, "T K M"]
+    gate_TM: Float[ndarray, "T M"]
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,8 @@ class TwoStageScorer:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]
         kept = retrieved.kept_TK
         position = np.where(kept >= 0, retrieved.position_U[np.maximum(kept, 0)] if len(retrieved.position_U) else kept, NONE)
-        return Explanation(position, retrieved.relevance_TK, ranked.interest.attention_BTHK[0].numpy(), channel.numpy())
+        attention, gate = ranked.interest.attention_BTHK[0].numpy(), encoded.gated.weight_NM[encoded.target_BT[0]].numpy()
+        return Explanation(position, retrieved.relevance_TK, attention, channel.numpy(), gate)
 
 
 @dataclass(frozen=True)
@@ -189,8 +190,7 @@ def open_retriever(bundle: Bundle, name: Literal["exact", "pq"], overfetch: int)
     exact = ExactRetriever(bundle.units.item_unit, bundle.units.query_unit)
     if name == "exact":
         return exact
-    codebooks = Codebooks.of(bundle.codes, bundle.manifest.inputs["codebooks"].version, bundle.fingerprint)
-    return PQRetriever(codebooks, bundle.codes["item_codes"], bundle.codes["query_codes"], exact, overfetch)
+    return PQRetriever(bundle.codebooks, bundle.codes, exact, overfetch)
 
 
 def _batch(history: ScoringHistory, targets: Targets, total_length: int, time_ms_L: ndarray) -> Batch:

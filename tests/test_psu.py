@@ -1,32 +1,19 @@
 """PSU: losses with known answers, masks, and that every parameter learns."""
 
 import math
-from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
 
+from seminar.batching import WindowBatch
 from seminar.config import PretrainConfig
 from seminar.psu import PSU, alignment_loss, relevance_loss, unique_pairs
 from tests.worlds import seeded, small_config, vector_tables
 
 
-@dataclass(frozen=True)
-class Windows:
-    item_BL: Tensor
-    query_BL: Tensor
-    request_BL: Tensor
-    length_B: Tensor
-
-    @property
-    def mask_BL(self) -> Tensor:
-        return torch.arange(self.item_BL.shape[1]) < self.length_B[:, None]
-
-
-def windows(batch: int = 6, length: int = 12, seed: int = 0) -> Windows:
+def windows(batch: int = 6, length: int = 12, seed: int = 0) -> WindowBatch:
     g = seeded(seed)
-    return Windows(
+    return WindowBatch(
         torch.randint(0, 40, (batch, length), generator=g),
         torch.randint(-1, 6, (batch, length), generator=g),
         (torch.arange(length) // 2).expand(batch, -1).clone(),
@@ -140,13 +127,21 @@ def test_prediction_sees_only_earlier_requests() -> None:
     after = unit.predict_next(changed, batch.request_BL, batch.mask_BL)
     torch.testing.assert_close(after[:, :8], before[:, :8])  # request 3 itself sees only requests 0..2
     full = torch.ones_like(batch.mask_BL)
-    assert not torch.allclose(unit.predict_next(changed, batch.request_BL, full)[:, 8:], unit.predict_next(key, batch.request_BL, full)[:, 8:])
+    assert not torch.allclose(
+        unit.predict_next(changed, batch.request_BL, full)[:, 8:], unit.predict_next(key, batch.request_BL, full)[:, 8:]
+    )
 
 
 def test_padding_changes_no_loss() -> None:
     unit, batch = psu(), windows(4, 8)
     unit.config = PretrainConfig(num_chunks=1)
-    wider = Windows(*(torch.nn.functional.pad(x, (0, 4), value=v) for x, v in ((batch.item_BL, 0), (batch.query_BL, -1), (batch.request_BL, 99))), batch.length_B)
+    wider = WindowBatch(
+        *(
+            torch.nn.functional.pad(x, (0, 4), value=v)
+            for x, v in ((batch.item_BL, 0), (batch.query_BL, -1), (batch.request_BL, 99))
+        ),
+        batch.length_B,
+    )
     torch.manual_seed(0)
     narrow = unit.loss(batch)
     torch.manual_seed(0)
@@ -166,7 +161,7 @@ def test_unique_pairs_rebuild_their_input() -> None:
 def test_next_pair_loss_learns_a_planted_cycle() -> None:
     """Item i is always followed by item i+1: after training the right pair must beat all others."""
     item = (torch.arange(12) + torch.arange(8)[:, None]) % 12
-    batch = Windows(item, torch.full_like(item, -1), torch.arange(12).expand(8, -1), torch.full((8,), 12))
+    batch = WindowBatch(item, torch.full_like(item, -1), torch.arange(12).expand(8, -1), torch.full((8,), 12))
     torch.manual_seed(0)
     unit = PSU.build(small_config(), PretrainConfig(num_chunks=1, w_align=0, w_rel=0), vector_tables(), seeded())
     dense = [p for n, p in unit.named_parameters() if "ids" not in n and "tokens" not in n]

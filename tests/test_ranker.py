@@ -190,7 +190,7 @@ def test_sim_tiers_count_what_a_histogram_counts() -> None:
 
 
 def test_trained_ranker_learns_repeat_purchases_from_attention_alone() -> None:
-    """Planted: a target is positive exactly when its item is in the history. Cross features are zeroed, so attention must do it."""
+    """Planted: a target is positive exactly when its item is in the history. Cross features are zero, so attention must do it."""
     tables = vector_tables()
     unit = Ranker.build(small_config(dropout=0.0), tables, seeded()).train()
     unit.cross = lambda batch: torch.zeros(*batch.item_BT.shape, 11)  # type: ignore[method-assign]

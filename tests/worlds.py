@@ -35,9 +35,9 @@ def vector_tables(num_items: int = 40, num_queries: int = 6, seed: int = 0) -> V
 
 
 def small_config(**changes: object) -> ModelConfig:
-    return ModelConfig(dim=16, num_heads=4, id_dim=8, num_token_rows=64, top_k=5, recent=4, hidden=(32, 16), dropout=0.0).model_copy(
-        update=changes
-    )
+    return ModelConfig(
+        dim=16, num_heads=4, id_dim=8, num_token_rows=64, top_k=5, recent=4, hidden=(32, 16), dropout=0.0
+    ).model_copy(update=changes)
 
 
 def histories(lengths: list[int], tables: VectorTables, seed: int = 1) -> Histories:

@@ -1,0 +1,68 @@
+"""A real bundle of the tiny dataset, made in this process without Ray or training: random weights, real vectors and codes."""
+
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+
+from seminar.artifacts import Artifact, Store
+from seminar.bundle import assemble
+from seminar.channels import ChannelEncoder, VectorTables, unit_tables
+from seminar.codebook import CatalogueCodes, Stamp, encode_block, save_codes
+from seminar.codebook_fit import fit
+from seminar.config import CodebookConfig, EmbedConfig, ModelConfig
+from seminar.embedding.vectors import contents_for, describe_encoders, embed_locally
+from seminar.ranker import Ranker, load_ranker
+from seminar.schema import ATTRIBUTES, IMAGE, QUERY, TEXT
+
+MODEL = ModelConfig(dim=16, num_heads=4, id_dim=8, num_token_rows=64, top_k=5, recent=4, hidden=(32, 16), dropout=0.0)
+CODEBOOKS = CodebookConfig(num_subquantizers=4, num_centroids=16, iterations=3)
+
+
+def make_vectors(store: Store, pairs: Artifact, embed: EmbedConfig | None = None) -> Artifact:
+    """A published `vectors` artefact of these pairs."""
+    embed = embed or EmbedConfig(image_encoder="none")
+    items, queries = (pq.read_table(pairs.file(f"{name}.parquet")) for name in ("items", "queries"))
+    config = describe_encoders(embed, contents_for(items, queries, embed, None))
+    draft = store.draft("vectors", {"pairs": pairs}, config)
+    vectors = embed_locally(items, queries, embed)
+    vectors.save(draft.path)
+    return store.publish(draft, vectors.metrics)
+
+
+def make_bundle(
+    store: Store, pairs: Artifact, vectors: Artifact, *, seed: int = 0, current: bool = True, config: ModelConfig = MODEL
+) -> Artifact:
+    """A published bundle whose model is drawn from `seed`; bundles of other seeds score differently."""
+    model = make_model(store, pairs, vectors, seed, config)
+    return assemble(store, model, make_codebooks(store, model, vectors), pairs, vectors, current=current)
+
+
+def make_model(store: Store, pairs: Artifact, vectors: Artifact, seed: int = 0, config: ModelConfig = MODEL) -> Artifact:
+    """A ranker moved away from its initialisation, so that no term of a score is zero by accident."""
+    generator = torch.Generator().manual_seed(seed)
+    ranker = Ranker.build(config, VectorTables.load(vectors), generator)
+    with torch.no_grad():
+        for parameter in ranker.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    draft = store.draft("model", {"pairs": pairs, "vectors": vectors}, {"model": config.model_dump(mode="json"), "seed": seed})
+    save_file({name: value.contiguous() for name, value in ranker.state_dict().items()}, draft.path / "model.safetensors")
+    return store.publish(draft)
+
+
+def make_codebooks(store: Store, model: Artifact, vectors: Artifact, config: CodebookConfig = CODEBOOKS) -> Artifact:
+    """Codebooks and codes of this model's unit vectors."""
+    encoder = load_ranker(model, vectors).channels
+    assert isinstance(encoder, ChannelEncoder)
+    units, inputs = unit_tables(encoder), {"model": model, "vectors": vectors}
+    version = store.version_of("codebooks", inputs, config.model_dump())
+    stamp = Stamp(version, encoder.fingerprint())
+    item_unit, item_present = units.item_unit.numpy(), units.item_present.numpy()
+    query_unit, query_present = units.query_unit.numpy(), units.query_present.numpy()
+    samples = [query_unit[query_present], *(item_unit[item_present[:, c], c] for c in range(3))]
+    codebooks, _ = fit(samples, config, stamp)
+    item_codes, _ = encode_block(codebooks, (TEXT, IMAGE, ATTRIBUTES), item_unit, item_present)
+    query_codes, _ = encode_block(codebooks, (QUERY,), query_unit[:, None], query_present[:, None])
+    codes = CatalogueCodes(item_codes, query_codes[:, 0], item_present, query_present, stamp)
+    draft = store.draft("codebooks", inputs, config.model_dump() | {"psu_fingerprint": stamp.psu_fingerprint}, version)
+    save_codes(draft.path / "codebooks.safetensors", codebooks, codes)
+    return store.publish(draft)
