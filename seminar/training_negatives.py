@@ -1,0 +1,87 @@
+"""Sampled negatives of training: same category, not yet owned, a whole batch at a time.
+
+"Owned" means before train_end: a negative may be an item the user takes later, as in any live system, because leaving those out
+would tell the model what the held-out part holds. (Evaluation draws its candidate lists in `seminar/negatives.py`.)
+"""
+
+import numpy as np
+from jaxtyping import Bool, Int
+from numpy import ndarray
+
+from seminar.schema import NONE
+from seminar.sequences import Histories
+
+REJECTION_ROUNDS = 4
+"""Draws per negative before its category is searched for what is left."""
+
+
+class Owned:
+    """Which items each user took before train_end: one sorted array of user x item keys."""
+
+    def __init__(self, histories: Histories, num_items: int) -> None:
+        user_E, position_E = users_and_positions(histories)
+        known = position_E < histories.train_end[user_E]
+        self._num_items = num_items
+        self._keys = np.unique(user_E[known] * num_items + histories.item[known])
+
+    def contains(self, user: Int[ndarray, " N"], item: Int[ndarray, " N"]) -> Bool[ndarray, " N"]:
+        if not len(self._keys):
+            return np.zeros(len(item), bool)
+        key = user * self._num_items + item
+        return self._keys[np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)] == key
+
+
+class NegativeSampler:
+    """Items of a given item's category that a user does not own; items without a category are a category of their own.
+
+    popularity_share: share drawn in proportion to train_count, the rest uniformly.
+    """
+
+    def __init__(
+        self, category_index: Int[ndarray, " I"], train_count: Int[ndarray, " I"], popularity_share: float = 0.0
+    ) -> None:
+        self._slot = category_index.astype(np.int64) + 1
+        self._member = np.argsort(self._slot, kind="stable")
+        self._offsets = np.concatenate([[0], np.cumsum(np.bincount(self._slot))])
+        self._mass = np.concatenate([[0], np.cumsum(train_count[self._member])]).astype(np.float64)
+        self._popularity_share = popularity_share
+
+    @property
+    def num_items(self) -> int:
+        return len(self._slot)
+
+    def draw(
+        self, like: Int[ndarray, " N"], user: Int[ndarray, " N"], owned: Owned, rng: np.random.Generator
+    ) -> Int[ndarray, " N"]:
+        """One item for each of N (item, user), with replacement; -1 where the user owns the whole category."""
+        drawn = np.full(len(like), NONE, np.int64)
+        slot = self._slot[like]
+        pending = np.arange(len(like))
+        for _ in range(REJECTION_ROUNDS):
+            item = self._propose(slot[pending], rng)
+            free = ~owned.contains(user[pending], item)
+            drawn[pending[free]] = item[free]
+            pending = pending[~free]
+        for row in pending:
+            members = self._member[self._offsets[slot[row]] : self._offsets[slot[row] + 1]]
+            left = members[~owned.contains(np.full(len(members), user[row]), members)]
+            if len(left):
+                drawn[row] = rng.choice(left)
+        return drawn
+
+    def _propose(self, slot: Int[ndarray, " N"], rng: np.random.Generator) -> Int[ndarray, " N"]:
+        low, high = self._offsets[slot], self._offsets[slot + 1]
+        u = rng.random(len(slot))
+        place = low + (u * (high - low)).astype(np.int64)
+        if self._popularity_share:
+            below, above = self._mass[low], self._mass[high]
+            popular = (rng.random(len(slot)) < self._popularity_share) & (above > below)
+            weighted = np.searchsorted(self._mass, below + u * (above - below), side="right") - 1
+            place = np.where(popular, np.clip(weighted, low, high - 1), place)
+        return self._member[place]
+
+
+def users_and_positions(histories: Histories) -> tuple[Int[ndarray, " E"], Int[ndarray, " E"]]:
+    """User row of every behaviour, and its position inside that user's history."""
+    user = np.repeat(np.arange(len(histories)), histories.lengths)
+    return user, np.arange(len(user)) - histories.offsets[user]
