@@ -73,9 +73,7 @@ class Retriever(Protocol):
         ...
 
 
-def fold_gate(
-    probe: Probe, keys: Keys
-) -> tuple[Float[Tensor, "T M d"], Float[Tensor, "L M"], Float[Tensor, "T L"] | None]:
+def fold_gate(probe: Probe, keys: Keys) -> tuple[Float[Tensor, "T M d"], Float[Tensor, "L M"], Float[Tensor, "T L"] | None]:
     """Both gate modes as one form: relevance(t, l) = scale[t, l] sum_j weight[l, j] <vector[t, j], unit[l, j]>; no scale is 1.
 
     A target's gate moves into its vectors and leaves presence as the weight and 1 / sum_i gate[t, i] present[l, i] as the scale
