@@ -203,6 +203,9 @@ class EvaluateConfig(_Section):
     split: Literal["test", "validation"] = "test"
     negatives: Literal["same_category", "uniform", "popularity"] = "same_category"
     num_negatives: int = Field(99, gt=0)
+    exclude: Literal["history", "request"] = "history"
+    """history: negatives the user never took, before or after. request: negatives outside the held-out request only, so that
+    items bought before compete too and "was it bought before" no longer ranks every repeat first."""
     one_per_user: bool = True
     """One held-out pair a user, drawn by `seed`; false evaluates every held-out pair."""
     full_ranking_users: int = Field(200, ge=0)
@@ -304,6 +307,11 @@ def load_settings(path: Path | str | None = None, overrides: dict[str, Any] | No
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(explain(f"config {path}", got=str(error), expected="valid TOML", fix="mend that line")) from error
     _merge(values, overrides or {})
+    data = values.get("data")
+    if isinstance(data, dict) and not {"source", "path"} & data.keys():
+        # A section that only narrows the data (`--data.max_users 100`) narrows the default data.
+        default = Settings.model_fields["data"].default
+        values["data"] = {"source": default.source, "query_setting": default.query_setting, **data}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
@@ -328,6 +336,8 @@ def _sentence(path: Path | str | None, error: Any) -> str:
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return explain(f"{source}: {where}", got="an unknown key", expected="a known one", fix=hint)
+    if error["type"] == "value_error":  # our own rules: the message already says got, expected and fix
+        return ": ".join(part for part in (source, where, error["msg"].removeprefix("Value error, ")) if part)
     return explain(
         f"{source}: {where or 'settings'}", got=repr(error["input"])[:80], expected=error["msg"], fix="mend that value"
     )

@@ -21,6 +21,10 @@ class VersionMismatch(ArtifactError):
     """Two artefacts that must belong together do not."""
 
 
+class InfeasibleMetrics(SeminarError):
+    """Figures that no ranking can have, or scores that are no numbers; whoever computed them has a bug."""
+
+
 class UnknownUser(SeminarError):
     """A request names a user that the history store has never seen."""
 

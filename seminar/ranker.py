@@ -257,17 +257,11 @@ def distillation_loss(ranked: Ranked) -> Float[Tensor, ""]:
 
 
 def load_ranker(model: Artifact, vectors: Artifact) -> Ranker:
-    """The trained ranker of a `model` artefact, over the vectors it was trained with."""
-    recorded = model.manifest.inputs["vectors"]
-    if recorded.checksum not in {vectors.manifest.checksum, *vectors.manifest.config.get("lineage", [])}:
-        raise VersionMismatch(
-            explain(
-                f"model {model.version}",
-                got=f"vectors {vectors.version}",
-                expected=f"vectors {recorded.version} or a continuation of them",
-                fix="use the vectors it was trained with",
-            )
-        )
+    """The trained ranker of a `model` artefact, over the vectors it was trained with or those of a catalogue that continues it.
+
+    Items appended since have no ID embedding and live by their content. VersionMismatch for any other vectors.
+    """
+    _check_vectors(model, vectors)
     state = load_file(model.file("model.safetensors"))
     config = ModelConfig.model_validate(model.manifest.config["model"])
     tables, generator = VectorTables.load(vectors), torch.Generator()
@@ -275,6 +269,20 @@ def load_ranker(model: Artifact, vectors: Artifact) -> Ranker:
     ranker = Ranker(config, encoder, CatalogueStats.of(tables), generator)
     ranker.load_state_dict(state)
     return ranker.eval()
+
+
+def _check_vectors(model: Artifact, vectors: Artifact) -> None:
+    trained, pairs = model.manifest.inputs["vectors"], model.manifest.inputs["pairs"]
+    continued = pairs.checksum in vectors.manifest.config["lineage"]
+    if vectors.manifest.checksum != trained.checksum and not continued:
+        raise VersionMismatch(
+            explain(
+                f"model {model.version}",
+                got=f"vectors {vectors.version}",
+                expected=f"vectors {trained.version}, or those of a catalogue that continues pairs {pairs.version}",
+                fix="use the vectors it was trained with",
+            )
+        )
 
 
 def serving_ranker(config: ModelConfig, tables: UnitTables, stats: CatalogueStats, state: dict[str, Tensor]) -> Ranker:

@@ -10,7 +10,7 @@ from seminar.channels import ChannelEncoder, VectorTables, unit_tables
 from seminar.codebook import CatalogueCodes, Stamp, encode_block, save_codes
 from seminar.codebook_fit import fit
 from seminar.config import CodebookConfig, EmbedConfig, ModelConfig
-from seminar.embedding.vectors import contents_for, describe_encoders, embed_locally
+from seminar.embedding.vectors import contents_for, describe, embed_locally
 from seminar.ranker import Ranker, load_ranker
 from seminar.schema import ATTRIBUTES, IMAGE, QUERY, TEXT
 
@@ -22,7 +22,7 @@ def make_vectors(store: Store, pairs: Artifact, embed: EmbedConfig | None = None
     """A published `vectors` artefact of these pairs."""
     embed = embed or EmbedConfig(image_encoder="none")
     items, queries = (pq.read_table(pairs.file(f"{name}.parquet")) for name in ("items", "queries"))
-    config = describe_encoders(embed, contents_for(items, queries, embed, None))
+    config = describe(embed, contents_for(items, queries, embed, None), pairs)
     draft = store.draft("vectors", {"pairs": pairs}, config)
     vectors = embed_locally(items, queries, embed)
     vectors.save(draft.path)
