@@ -119,6 +119,8 @@ class TrainConfig(_Section):
     workers share the lanes. The loss curve therefore does not depend on the number of workers, which must divide this."""
     num_workers: int = Field(1, gt=0)
     learning_rate: float = Field(2e-3, gt=0)
+    warmup_steps: int = Field(50, ge=0)
+    """Steps over which the dense learning rate rises to its value; afterwards it falls linearly to zero at the last step."""
     sparse_learning_rate: float = Field(2e-2, gt=0)
     """Adagrad rate of the ID tables."""
     weight_decay: float = Field(1e-5, ge=0)

@@ -52,6 +52,11 @@ class RequestSamples:
     def __len__(self) -> int:
         return len(self._start)
 
+    @property
+    def lengths(self) -> Int[ndarray, " N"]:
+        """Behaviours before each request that a batch shows."""
+        return np.minimum(self._start - self._histories.offsets[self._user], self._config.max_history)
+
     def draw(self, index: Int[ndarray, " N"], rng: np.random.Generator) -> Batch:
         """Requests with up to positives_per_request positives, their negatives, and up to exposures_per_request exposures.
 
@@ -116,6 +121,11 @@ class WindowSamples:
 
     def __len__(self) -> int:
         return len(self._user)
+
+    @property
+    def lengths(self) -> Int[ndarray, " N"]:
+        """Behaviours of each window."""
+        return np.minimum(self._histories.train_end[self._user], self._window).astype(np.int64)
 
     def draw(self, index: Int[ndarray, " N"], rng: np.random.Generator) -> WindowBatch:
         """One window a sample, never past train_end."""

@@ -51,7 +51,7 @@ class Optimisers:
         sparse = [p for table in self.tables for p in table.sparse_parameters()]
         dense = [p for p in model.parameters() if p.requires_grad and all(p is not s for s in sparse)]
         self.gradients = DenseGradients(dense)
-        self.max_gradient_norm = config.max_gradient_norm
+        self.config = config
         self.dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
         self.sparse = torch.optim.Adagrad(sparse, lr=config.sparse_learning_rate) if sparse else None
 
@@ -71,17 +71,28 @@ class Optimisers:
         for table in self.tables:
             table.exchange_gradients(group)
 
-    def step(self) -> float:
-        """Clip the dense gradient, update everything, return the norm before clipping; FloatingPointError if it is not finite."""
+    def step(self, step: int) -> float:
+        """Clip the dense gradient, update everything, return the norm before clipping; FloatingPointError if it is not finite.
+
+        step: number of this update, from 0; the dense learning rate is a function of it alone, so a restart changes nothing.
+        """
         norm = float(torch.linalg.vector_norm(self.gradients.flat))
         if not np.isfinite(norm):
             raise FloatingPointError(
                 explain("gradient norm", got=norm, expected="a finite number", fix="lower learning_rate or sparse_learning_rate")
             )
-        self.gradients.flat.mul_(min(1.0, self.max_gradient_norm / (norm + 1e-12)))
+        self.gradients.flat.mul_(min(1.0, self.config.max_gradient_norm / (norm + 1e-12)))
+        for group in self.dense.param_groups:
+            group["lr"] = learning_rate(step, self.config)
         for optimiser in self.all:
             optimiser.step()
         return norm
+
+
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Of the dense parameters at update `step`: linear warm-up, then linear decay to zero after the last of `steps`."""
+    rising = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    return config.learning_rate * rising * max(1.0 - step / config.steps, 0.0)
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,7 @@ def train_step(
             )
         )
     optimisers.exchange(group)
-    return StepResult(reported, all_pairs, optimisers.step())
+    return StepResult(reported, all_pairs, optimisers.step(step))
 
 
 def num_pairs(batch: Batch | WindowBatch) -> int:

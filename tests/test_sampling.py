@@ -13,7 +13,7 @@ from seminar.artifacts import Artifact
 from seminar.batching import Batch
 from seminar.config import FinetuneConfig, PretrainConfig
 from seminar.errors import ConfigError
-from seminar.lanes import group_shards, read_shards
+from seminar.lanes import bucketed_order, group_shards, read_shards
 from seminar.sampling import RequestSamples, WindowSamples, choose, finetune_lane, pretrain_lane, training_requests
 from seminar.schema import CTR, PSR
 from seminar.sequences import Exposures, Histories
@@ -310,3 +310,12 @@ def test_pretraining_lanes_see_training_behaviours_only(tiny_pairs: Artifact, tm
         pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), cut[-1])
     for step in range(whole.steps_per_epoch):
         assert_same(pretrain_lane(cut, 0, config).batch(step), whole.batch(step))
+
+
+def test_batches_hold_samples_of_similar_length_and_every_sample_once() -> None:
+    lengths = np.random.default_rng(0).integers(0, 1000, 1603)
+    order = bucketed_order(lengths, 32, np.random.default_rng(1))
+    assert np.array_equal(np.sort(order), np.arange(1603))
+    batches = lengths[order[:1600]].reshape(-1, 32)
+    assert np.mean(batches.max(1) - batches.min(1)) < 150, "of 1000 without bucketing"
+    assert not np.array_equal(order, bucketed_order(lengths, 32, np.random.default_rng(2)))

@@ -18,7 +18,7 @@ from seminar.checkpoint import load_checkpoint, model_weights, save_checkpoint
 from seminar.config import PretrainConfig, TrainConfig
 from seminar.errors import ArtifactError, VersionMismatch
 from seminar.id_table import IdTable
-from seminar.training import Optimisers, num_pairs, train_step
+from seminar.training import Optimisers, learning_rate, num_pairs, train_step
 from tests.worlds import seeded
 
 ROWS = 30
@@ -50,7 +50,7 @@ def batch_of(lane: int, step: int) -> WindowBatch:
 
 
 def config(**changes: Any) -> PretrainConfig:
-    return PretrainConfig(**{"lanes": 2, "learning_rate": 0.01, "sparse_learning_rate": 0.1, "weight_decay": 0.1, **changes})
+    return PretrainConfig(**{"lanes": 2, "warmup_steps": 0, "learning_rate": 0.01, "sparse_learning_rate": 0.1, "weight_decay": 0.1, **changes})
 
 
 def run(
@@ -77,7 +77,8 @@ def trained(steps: int, settings: TrainConfig | None = None, **changes: Any) -> 
 
 def test_a_step_equals_dense_autograd_on_the_mean_over_lanes() -> None:
     """Oracle: the same model with a plain embedding, one loss over both lanes, torch's own optimisers and clipping."""
-    unit, _ = trained(4, config(max_gradient_norm=0.05), dropout=0.0)
+    settings = config(max_gradient_norm=0.05)
+    unit, _ = trained(4, settings, dropout=0.0)
     other = Unit(dropout=0.0)
     table = other.ids.weight
     dense = [p for p in other.parameters() if p is not table]
@@ -89,10 +90,20 @@ def test_a_step_equals_dense_autograd_on_the_mean_over_lanes() -> None:
         adagrad.zero_grad()
         (sum(other.loss(batch_of(lane, step))["total"] for lane in range(2)) / 2).backward()
         nn.utils.clip_grad_norm_(dense, 0.05)
+        adam.param_groups[0]["lr"] = learning_rate(step, settings)
         adam.step()
         adagrad.step()
     for (name, got), expected in zip(unit.named_parameters(), other.parameters(), strict=True):
         torch.testing.assert_close(got, expected, msg=name, rtol=1e-4, atol=1e-6)
+
+
+def test_learning_rate_rises_linearly_then_falls_to_zero() -> None:
+    settings = config(learning_rate=0.01, warmup_steps=9, steps=100)
+    rates = [learning_rate(step, settings) for step in range(101)]
+    assert rates[0] == pytest.approx(0.001)
+    assert max(rates) == rates[9] == pytest.approx(0.01 * 0.91)
+    assert rates[55] == pytest.approx(0.0045)
+    assert rates[100] == 0
 
 
 def test_training_lowers_the_loss() -> None:

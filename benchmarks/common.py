@@ -1,0 +1,88 @@
+"""What every benchmark shares: one row a claim, measured, with all that is needed to measure it again."""
+
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """One figure and what it was to be; `holds` is None where there is no target. `at_least` False: smaller is better."""
+
+    goal: str
+    measured: float
+    unit: str
+    target: float | None = None
+    at_least: bool = True
+
+    @property
+    def holds(self) -> bool | None:
+        if self.target is None:
+            return None
+        return self.measured >= self.target if self.at_least else self.measured <= self.target
+
+
+def publish(name: str, goals: Sequence[Goal]) -> Path:
+    """Print a table and write benchmarks/results/<name>.json."""
+    context = {
+        "command": " ".join([Path(sys.executable).name, "-m", *_module(), *sys.argv[1:]]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": _git("rev-parse", "--short=12", "HEAD")
+        + ("+" if _git("status", "--porcelain", "--untracked-files=no") else ""),
+        "machine": machine(),
+    }
+    width = max(len(goal.goal) for goal in goals)
+    for goal in goals:
+        target = "" if goal.target is None else f"  target {'>=' if goal.at_least else '<='} {goal.target:g}"
+        verdict = {None: "", True: "  holds", False: "  FALLS SHORT"}[goal.holds]
+        print(f"{goal.goal:<{width}}  {goal.measured:>12,.4g} {goal.unit}{target}{verdict}")
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    rows = [{k: v for k, v in asdict(goal).items() if k != "at_least"} | {"holds": goal.holds, **context} for goal in goals]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+    print(f"-> {path}")
+    return path
+
+
+def machine() -> str:
+    """Processor, cores and accelerator, as figures name it."""
+    import torch
+
+    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
+    cpu = f"{names[0] if names else platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
+
+
+def peak_memory_mib() -> float:
+    """Largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _module() -> list[str]:
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return [spec.name] if spec else [sys.argv[0]]
+
+
+def _commit() -> str:
+    """Short hash; a trailing + says that tracked files had changed."""
+    changed = _git("status", "--porcelain", "--untracked-files=no")
+    return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip() or ("unknown" if done.returncode else "")
