@@ -172,6 +172,8 @@ class FinetuneConfig(TrainConfig):
     """Sampled items of the positive's category outside the user's history; they carry the positive's query."""
     popularity_share: float = Field(0.0, ge=0, le=1)
     """Share of sampled negatives drawn in proportion to training counts; the rest is uniform in the category."""
+    negatives_outside: Literal["request", "history"] = "request"
+    """request: a negative is any item not taken in the same request. history: any item the user never took (in training)."""
     exposures_per_request: int = Field(8, ge=0)
     """Logged label-0 rows used at most."""
     newest_requests: int | None = Field(None, gt=0)
@@ -205,9 +207,9 @@ class EvaluateConfig(_Section):
     split: Literal["test", "validation"] = "test"
     negatives: Literal["same_category", "uniform", "popularity"] = "same_category"
     num_negatives: int = Field(99, gt=0)
-    exclude: Literal["history", "request"] = "history"
-    """history: negatives the user never took, before or after. request: negatives outside the held-out request only, so that
-    items bought before compete too and "was it bought before" no longer ranks every repeat first."""
+    exclude: Literal["request", "history"] = "request"
+    """request: negatives outside the held-out request only, so that items taken before compete too. history: negatives the user
+    never took, before or after; then "was it taken before" alone ranks every repeat first."""
     one_per_user: bool = True
     """One held-out pair a user, drawn by `seed`; false evaluates every held-out pair."""
     full_ranking_users: int = Field(200, ge=0)

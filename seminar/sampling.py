@@ -17,7 +17,7 @@ from seminar.config import FinetuneConfig, PretrainConfig
 from seminar.lanes import Lane
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories
-from seminar.training_negatives import NegativeSampler, Owned, users_and_positions
+from seminar.training_negatives import NegativeSampler, Owned, begins_request, users_and_positions
 
 
 def finetune_lane(
@@ -43,7 +43,7 @@ class RequestSamples:
     def __init__(self, histories: Histories, config: FinetuneConfig, negatives: NegativeSampler) -> None:
         self._histories, self._config, self._negatives = histories, config, negatives
         self._user, self._start, self._stop = training_requests(histories, config.min_history, config.newest_requests)
-        self._owned = Owned(histories, negatives.num_items)
+        self._owned = Owned(histories, negatives.num_items, config.negatives_outside)
         shown = histories.exposures
         key = _request_key(np.repeat(np.arange(len(histories)), shown.lengths), shown.request)
         self._shown_order = np.argsort(key, kind="stable")
@@ -68,7 +68,8 @@ class RequestSamples:
         item_p, query_p = h.item[place_p].astype(np.int64), h.query[place_p].astype(np.int64)
         n = self._config.negatives_per_positive
         row_n, query_n = np.repeat(row_p, n), np.repeat(query_p, n)
-        item_n = self._negatives.draw(np.repeat(item_p, n), user[row_n], self._owned, rng)
+        owner = user if self._config.negatives_outside == "history" else start
+        item_n = self._negatives.draw(np.repeat(item_p, n), owner[row_n], self._owned, rng)
         found = item_n != NONE
         row_x, place_x = self._choose_exposures(user, h.request[start], rng)
         row = np.concatenate([row_p, row_n[found], row_x])
@@ -145,9 +146,8 @@ def training_requests(
     start and stop are positions in the flat arrays. newest: keep only each user's last this many.
     """
     user_E, position_E = users_and_positions(histories)
-    begins = (position_E == 0) | (histories.request != np.concatenate([[NONE], histories.request[:-1]]))
-    start = np.flatnonzero(begins)
-    stop = np.append(start[1:], len(begins))[: len(start)]
+    start = np.flatnonzero(begins_request(histories, position_E))
+    stop = np.append(start[1:], len(user_E))[: len(start)]
     user, position = user_E[start], position_E[start]
     keep = (position < histories.train_end[user]) & (position >= min_history)
     user, start, stop = user[keep], start[keep], stop[keep]

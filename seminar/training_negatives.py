@@ -1,8 +1,10 @@
-"""Sampled negatives of training: same category, not yet owned, a whole batch at a time.
+"""Sampled negatives of training: same category, not taken in the request (or by the user), a whole batch at a time.
 
-"Owned" means before train_end: a negative may be an item the user takes later, as in any live system, because leaving those out
-would tell the model what the held-out part holds. (Evaluation draws its candidate lists in `seminar/negatives.py`.)
+Only what lies before train_end is left out: a negative may be an item the user takes later, as in any live system, because
+leaving those out would tell the model what the held-out part holds. (Evaluation draws its lists in `seminar/negatives.py`.)
 """
+
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -16,23 +18,28 @@ REJECTION_ROUNDS = 4
 
 
 class Owned:
-    """Which items each user took before train_end: one sorted array of user x item keys."""
+    """Which items each owner took before train_end: one sorted array of owner x item keys.
 
-    def __init__(self, histories: Histories, num_items: int) -> None:
+    outside "history": an owner is a user. "request": it is a request, named by the flat position of its first behaviour, so
+    that what the user took at other times may be a negative and repeats compete with repeats.
+    """
+
+    def __init__(self, histories: Histories, num_items: int, outside: Literal["request", "history"] = "history") -> None:
         user_E, position_E = users_and_positions(histories)
         known = position_E < histories.train_end[user_E]
+        owner_E = user_E if outside == "history" else request_starts(histories, position_E)
         self._num_items = num_items
-        self._keys = np.unique(user_E[known] * num_items + histories.item[known])
+        self._keys = np.unique(owner_E[known] * num_items + histories.item[known])
 
-    def contains(self, user: Int[ndarray, " N"], item: Int[ndarray, " N"]) -> Bool[ndarray, " N"]:
+    def contains(self, owner: Int[ndarray, " N"], item: Int[ndarray, " N"]) -> Bool[ndarray, " N"]:
         if not len(self._keys):
             return np.zeros(len(item), bool)
-        key = user * self._num_items + item
+        key = owner * self._num_items + item
         return self._keys[np.minimum(np.searchsorted(self._keys, key), len(self._keys) - 1)] == key
 
 
 class NegativeSampler:
-    """Items of a given item's category that a user does not own; items without a category are a category of their own.
+    """Items of a given item's category that an owner does not have; items without a category are a category of their own.
 
     popularity_share: share drawn in proportion to train_count, the rest uniformly.
     """
@@ -51,20 +58,20 @@ class NegativeSampler:
         return len(self._slot)
 
     def draw(
-        self, like: Int[ndarray, " N"], user: Int[ndarray, " N"], owned: Owned, rng: np.random.Generator
+        self, like: Int[ndarray, " N"], owner: Int[ndarray, " N"], owned: Owned, rng: np.random.Generator
     ) -> Int[ndarray, " N"]:
-        """One item for each of N (item, user), with replacement; -1 where the user owns the whole category."""
+        """One item for each of N (item, owner), with replacement; -1 where the owner has the whole category."""
         drawn = np.full(len(like), NONE, np.int64)
         slot = self._slot[like]
         pending = np.arange(len(like))
         for _ in range(REJECTION_ROUNDS):
             item = self._propose(slot[pending], rng)
-            free = ~owned.contains(user[pending], item)
+            free = ~owned.contains(owner[pending], item)
             drawn[pending[free]] = item[free]
             pending = pending[~free]
         for row in pending:
             members = self._member[self._offsets[slot[row]] : self._offsets[slot[row] + 1]]
-            left = members[~owned.contains(np.full(len(members), user[row]), members)]
+            left = members[~owned.contains(np.full(len(members), owner[row]), members)]
             if len(left):
                 drawn[row] = rng.choice(left)
         return drawn
@@ -79,6 +86,17 @@ class NegativeSampler:
             weighted = np.searchsorted(self._mass, below + u * (above - below), side="right") - 1
             place = np.where(popular, np.clip(weighted, low, high - 1), place)
         return self._member[place]
+
+
+def request_starts(histories: Histories, position_E: Int[ndarray, " E"]) -> Int[ndarray, " E"]:
+    """Flat position of the first behaviour of each behaviour's request."""
+    begins = begins_request(histories, position_E)
+    return np.maximum.accumulate(np.where(begins, np.arange(len(begins)), 0))
+
+
+def begins_request(histories: Histories, position_E: Int[ndarray, " E"]) -> Bool[ndarray, " E"]:
+    """Whether each behaviour, at this position of its user's history, is the first of its request."""
+    return (position_E == 0) | (histories.request != np.concatenate([[NONE], histories.request[:-1]]))
 
 
 def users_and_positions(histories: Histories) -> tuple[Int[ndarray, " E"], Int[ndarray, " E"]]:

@@ -93,9 +93,11 @@ def test_history_ends_where_the_request_begins() -> None:
         assert length <= 5
 
 
-def test_targets_are_the_requests_pairs_their_negatives_and_its_exposures() -> None:
+@pytest.mark.parametrize("outside", ["request", "history"])
+def test_targets_are_the_requests_pairs_their_negatives_and_its_exposures(outside: str) -> None:
     users = world()
-    samples = requests_of(users, min_history=2, positives_per_request=8, negatives_per_positive=3, exposures_per_request=8)
+    sizes = {"positives_per_request": 8, "negatives_per_positive": 3, "exposures_per_request": 8}
+    samples = requests_of(users, min_history=2, negatives_outside=outside, **sizes)
     batch = samples.draw(np.arange(len(samples)), np.random.default_rng(0))
     user, start, stop = training_requests(users, min_history=2)
     for row in range(len(start)):
@@ -109,7 +111,9 @@ def test_targets_are_the_requests_pairs_their_negatives_and_its_exposures() -> N
         exposed = set(zip(users.exposures.item[shown][own].tolist(), users.exposures.query[shown][own].tolist(), strict=True))
         negatives = [t[:2] for t in targets if t[2] == 0]
         assert exposed <= set(negatives)
-        owned = set(users.item[users.offsets[user[row]] :][: users.train_end[user[row]]].tolist())
+        owned = {item for item, _ in bought}
+        if outside == "history":
+            owned = set(users.item[users.offsets[user[row]] :][: users.train_end[user[row]]].tolist())
         sampled = [pair for pair in negatives if pair not in exposed]
         assert len(sampled) <= 3 * len(bought)
         for item, query in sampled:
@@ -199,7 +203,7 @@ def test_items_without_a_category_are_their_own_category() -> None:
 
 def test_a_request_whose_category_is_exhausted_loses_its_negatives_only() -> None:
     everything = replace(histories([44], TABLES), item=np.tile(np.arange(40), 2)[:44].astype(np.int32))
-    samples = requests_of(everything, newest_requests=1)
+    samples = requests_of(everything, newest_requests=1, negatives_outside="history")
     batch = samples.draw(np.arange(1), np.random.default_rng(0))
     assert batch.label_BT[0].tolist() == [1.0, 1.0]
 
