@@ -199,6 +199,10 @@ class Store:
         """Version that is in use."""
         return self._pointer(kind)["version"]
 
+    def previous(self, kind: str) -> list[str]:
+        """Versions in use before the current one, newest first; none where nothing is current."""
+        return self._pointer(kind)["previous"] if (self.root / kind / "current.json").is_file() else []
+
     def set_current(self, kind: str, version: str) -> None:
         """Point `current` at a published version; the one before is kept for rollback."""
         if not self.exists(kind, version):

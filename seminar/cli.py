@@ -130,7 +130,8 @@ def _versions(name: str, argv: Sequence[str]) -> int:
     parser.add_argument("version", nargs="?")
     words = list(takewhile(lambda token: not token.startswith("--"), argv))
     own = parser.parse_args(words)
-    store = Store(parse_job_args(argv[len(words) :]).workdir)
+    settings = parse_job_args(argv[len(words) :])
+    store = Store(settings.workdir)
     if own.action == "list":
         return _list_versions(store, own.kind)
     if not own.kind or (own.action == "use" and not own.version):
@@ -138,6 +139,9 @@ def _versions(name: str, argv: Sequence[str]) -> int:
         parser.error(f"too few arguments: it needs {needs}")
     if own.action == "use":
         store.set_current(own.kind, own.version)
+    elif own.action == "rollback" and own.kind == "bundle":
+        # A bundle goes back with all it was made from, and in the running service first.
+        _checkout("workflows.refresh").rollback(settings, store)
     elif own.action == "rollback":
         store.rollback(own.kind)
     else:

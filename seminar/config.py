@@ -99,7 +99,7 @@ class ModelConfig(_Section):
     """Keep the pretrained channel projections fixed while fine-tuning."""
     hidden: tuple[int, ...] = (128, 64)
     """Widths of the scoring MLP."""
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _consistent(self) -> "ModelConfig":
@@ -121,7 +121,7 @@ class TrainConfig(_Section):
     learning_rate: float = Field(2e-3, gt=0)
     warmup_steps: int = Field(50, ge=0)
     """Steps over which the dense learning rate rises to its value; afterwards it falls linearly to zero at the last step."""
-    sparse_learning_rate: float = Field(2e-2, gt=0)
+    sparse_learning_rate: float = Field(5e-2, gt=0)
     """Adagrad rate of the ID tables."""
     weight_decay: float = Field(1e-5, ge=0)
     max_history: int = Field(1000, gt=0, le=1_000_000)

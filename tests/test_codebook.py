@@ -13,7 +13,7 @@ from seminar.channels import unit_tables
 from seminar.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
 from seminar.codebook_fit import fit, sample_rows
 from seminar.config import CodebookConfig, Settings
-from seminar.errors import ConfigError, DataError, VersionMismatch
+from seminar.errors import ArtifactError, ConfigError, DataError, VersionMismatch
 from seminar.kmeans import MAX_POINTS, SCALE, assign, merge, split_spaces, statistics, update
 from seminar.ranker import Ranker, load_ranker
 from tests.worlds import seeded, small_config, vector_tables
@@ -296,7 +296,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_job_publishes_the_same_codes_for_any_number_of_shards(store: Store, tmp_path: Path) -> None:
     model, vectors = trained(store)
     job = Settings(workdir=store.root, codebooks=SMALL)
-    made = fit_codebooks.run(job, store)
+    made = fit_codebooks.run(job, store, current=False)
     channels = load_ranker(model, vectors).channels
     units = unit_tables(channels)
     books, codes = load_codes(made.file("codebooks.safetensors"))
@@ -314,7 +314,7 @@ def test_the_job_publishes_the_same_codes_for_any_number_of_shards(store: Store,
 
     again = Store(tmp_path / "again")
     trained(again)
-    sharded = fit_codebooks.run(Settings(workdir=again.root, codebooks=config(num_shards=3)), again)
+    sharded = fit_codebooks.run(Settings(workdir=again.root, codebooks=config(num_shards=3)), again, current=False)
     digests = {hashlib.sha256(a.file("codebooks.safetensors").read_bytes()).hexdigest() for a in (made, sharded)}
     assert len(digests) == 1
 
@@ -323,11 +323,13 @@ def test_the_job_publishes_the_same_codes_for_any_number_of_shards(store: Store,
 def test_a_rerun_finds_the_finished_codebooks_and_a_warm_start_reports_drift(store: Store) -> None:
     trained(store)
     job = Settings(workdir=store.root, codebooks=SMALL)
-    first = fit_codebooks.run(job, store)
-    assert fit_codebooks.run(job, store).manifest == first.manifest
+    first = fit_codebooks.run(job, store, current=False)
+    assert fit_codebooks.run(job, store, current=False).manifest == first.manifest
     warm = fit_codebooks.run(job, store, warm_from=first, current=False)
     assert warm.version != first.version
-    assert store.current("codebooks") == first.version
+    assert set(store.versions("codebooks")) == {first.version, warm.version}
+    with pytest.raises(ArtifactError, match="nothing published"):
+        store.current("codebooks")
     for report in warm.manifest.metrics["channels"].values():
         assert report["drift"]["all"]["points"] == report["vectors"]
         assert report["drift"]["new"]["points"] == 0
@@ -337,6 +339,6 @@ def test_a_rerun_finds_the_finished_codebooks_and_a_warm_start_reports_drift(sto
 @pytest.mark.usefixtures("ray_session")
 def test_the_job_works_on_a_catalogue_without_queries(store: Store) -> None:
     trained(store, num_queries=0)
-    made = fit_codebooks.run(Settings(workdir=store.root, codebooks=SMALL), store)
+    made = fit_codebooks.run(Settings(workdir=store.root, codebooks=SMALL), store, current=False)
     books, codes = load_codes(made.file("codebooks.safetensors"))
     assert made.manifest.metrics["queries"] == len(codes.query_code_QS) == books.num_centroids_M[0] == 0

@@ -15,7 +15,6 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from seminar.artifacts import Artifact, Store
-from seminar.bundle import assemble
 from seminar.config import Settings
 from seminar.negatives import ItemPool
 from seminar.protocol import held_out_pairs, ranking_request
@@ -98,8 +97,7 @@ def _learn(settings: Settings, store: Store, steps: Steps) -> tuple[Artifact, Ar
         model = finetune.run(settings, store)
         print(f"      {_losses(model)}")
     with steps.step("fit-codebooks", "product quantisation of every channel, codes for the catalogue"):
-        codebooks = fit_codebooks.run(settings, store)
-        assemble(store, model, codebooks, pairs, store.open("vectors"))
+        fit_codebooks.run(settings, store)
     with steps.step("evaluate", "held-out baskets against floors that any model must clear"):
         report = evaluate.run(settings, store)
     return pairs, report

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, UInt8
 from numpy import ndarray
 
 from seminar.artifacts import Artifact, Store
+from seminar.bundle import assemble
 from seminar.channels import ChannelEncoder, VectorTables
 from seminar.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
 from seminar.codebook_fit import fit, sample_rows
@@ -55,7 +56,7 @@ class Source:
         """Unit vectors of a run of catalogue rows in all channels of one of SIDES, and which exist."""
         encoder, index = self.encoder(), torch.arange(rows.start, rows.stop)
         unit, present = encoder.unit_queries(index) if side == "queries" else encoder.unit_items(index)
-        shape = (len(rows), -1, unit.shape[-1])
+        shape = (len(rows), len(SIDES[side]), unit.shape[-1])
         return unit.view(shape).numpy(), present.view(shape[:2]).numpy()
 
 
@@ -93,9 +94,19 @@ def run(
 ) -> Artifact:
     """Fit on a model and vectors (the current ones) and publish a `codebooks` artefact; the same inputs find the finished one.
 
-    warm_from: start from these codebooks and report what changed against them. current: make the result current.
+    warm_from: start from these codebooks and report what changed against them. current: make the result current, and with it
+    the bundle of everything it belongs to, which is what a service loads.
     """
     model, vectors = model or store.open("model"), vectors or store.open("vectors")
+    made = _publish(settings, store, warm_from, model, vectors, current=current)
+    if current:
+        assemble(store, model, made, store.open("pairs", vectors.manifest.inputs["pairs"].version), vectors)
+    return made
+
+
+def _publish(
+    settings: Settings, store: Store, warm_from: Artifact | None, model: Artifact, vectors: Artifact, *, current: bool
+) -> Artifact:
     inputs = {"model": model, "vectors": vectors} | ({} if warm_from is None else {"warm": warm_from})
     config = settings.codebooks.model_dump(exclude={"num_shards"})
     version = store.version_of("codebooks", inputs, config)

@@ -17,15 +17,15 @@ from seminar.progress import Progress
 from workflows.runtime import Step, ray_session, stream
 
 
-def run(settings: Settings, store: Store, continue_from: Artifact | None = None) -> Artifact:
-    """The `pairs` artefact of the configured log, current; found, resumed or made.
+def run(settings: Settings, store: Store, continue_from: Artifact | None = None, *, current: bool = True) -> Artifact:
+    """The `pairs` artefact of the configured log; found, resumed or made, and made current unless told not to.
 
     continue_from: an older pairs artefact whose catalogue rows must keep their numbers (the nightly refresh).
     """
     source = open_source(settings.data)
     draft = prepare.open_draft(store, source, settings.data, settings.prepare, continue_from)
     if store.exists("pairs", draft.version):
-        return store.publish(draft)
+        return store.publish(draft, current=current)
     parts, shards = source.parts(), settings.prepare.num_shards
     with ray_session(settings.ray):
         step = partial(bucket_part, source=source, parts=parts, folder=draft.path, num_shards=shards)
@@ -33,7 +33,7 @@ def run(settings: Settings, store: Store, continue_from: Artifact | None = None)
         prepare.catalogue(source, draft.path, len(parts), shards, continue_from)
         step = partial(build_shard, folder=draft.path, config=settings.prepare)
         _map("sequences", "shards", shards, prepare.missing_shards(draft.path, shards), step, settings)
-    return store.publish(draft, prepare.finish(draft.path, len(parts), shards))
+    return store.publish(draft, prepare.finish(draft.path, len(parts), shards), current=current)
 
 
 def bucket_part(row: dict[str, Any], source: Source, parts: list[Part], folder: Path, num_shards: int) -> dict[str, Any]:

@@ -1,0 +1,102 @@
+"""A night in one page of Markdown, made from its ledger alone: what was new, drift, gates, versions, timings."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from seminar.ledger import STEPS, Record
+from seminar.schema import CHANNELS
+
+_STATES = {
+    "running": "not finished: run the same night again to go on",
+    "unchanged": "the log had nothing new; the bundle stays in use",
+    "refused": "a gate refused the candidate; nothing was published",
+    "rolling_back": "being rolled back: run the same night again to finish that",
+    "rolled_back": "rolled back; what was in use before is in use",
+    "done": "in use",
+}
+
+
+def render(record: Record) -> str:
+    """The report of a night in any state, also an unfinished one."""
+    outcomes = {name: step.outcome for name, step in record.steps.items()}
+    lines = [f"# Night {record.run_id}", "", f"{_STATES[record.state][0].upper()}{_STATES[record.state][1:]}."]
+    lines += ["", *(f"- {reason}" for reason in record.reasons)] if record.reasons else []
+    for title, section, step in (
+        ("What was new", _new, "pairs"),
+        ("Drift under the codebooks in use", _drift, "drift"),
+        ("Refit", _refit, "codebooks"),
+        ("Gates", _gates, "gates"),
+    ):
+        if step in outcomes:
+            lines += ["", f"## {title}", "", *section(outcomes[step])]
+    lines += ["", "## Versions", "", *_versions(record.base, outcomes)]
+    lines += ["", "## Steps", "", *_steps(record)]
+    return "\n".join(lines) + "\n"
+
+
+def _new(outcome: Mapping[str, Any]) -> Iterator[str]:
+    yield from _table(("count", "new"), outcome["new"].items())
+    yield ""
+    yield f"Query origins of the whole log: {', '.join(f'{name} {count:,}' for name, count in outcome['origins'].items())}."
+
+
+def _drift(outcome: Mapping[str, Any]) -> Iterator[str]:
+    yield "Squared error of unit vectors (0 to 4) by the codebooks in use; changed: share of old rows' codes that their own new"
+    yield "content changes."
+    yield ""
+    columns = ("old_vectors", "old_distortion", "new_vectors", "new_distortion", "changed")
+    rows = ((name, *(found[column] for column in columns)) for name, found in _channels(outcome))
+    yield from _table(("channel", "old vectors", "distortion", "new vectors", "distortion", "changed"), rows)
+
+
+def _refit(outcome: Mapping[str, Any]) -> Iterator[str]:
+    yield "Against the codebooks in use, over the whole catalogue: share of codes that the refit changed, distortions of both."
+    yield ""
+    rows = []
+    for name, found in _channels(outcome):
+        drift = found["drift"]["all"]
+        rows.append(
+            (name, drift["changed"], drift["distortion_old"], drift["distortion_new"], found["dead"], found["duplicates"])
+        )
+    yield from _table(("channel", "changed", "before", "after", "dead centroids", "duplicates"), rows)
+
+
+def _gates(outcome: Mapping[str, Any]) -> Iterator[str]:
+    measured = outcome["measured"]
+    yield from _table(
+        ("gate", "value", "limit"), ((g["name"], g["value"], f"{g['bound']} {g['limit']:g}") for g in outcome["gates"])
+    )
+    yield ""
+    yield f"{measured['probes']} real requests; in {measured['searched']} the history is long enough for codes to lose anything."
+    yield f"Recall of the bundle in use on the same requests: {measured['recall_before']:.4f}."
+
+
+def _versions(base: Mapping[str, str], outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    rows = ((kind, version, outcomes.get(kind, {}).get("version", "")) for kind, version in sorted(base.items()))
+    yield from _table(("kind", "before", "candidate"), ((k, old, "the same" if k == "model" else new) for k, old, new in rows))
+
+
+def _steps(record: Record) -> Iterator[str]:
+    rows = []
+    for name in STEPS:
+        step = record.steps.get(name)
+        note = "" if step is None else step.outcome.get("skipped", "")
+        rows.append((name, "" if step is None else f"{step.seconds:.1f} s", "" if step is None else step.finished, note))
+    yield from _table(("step", "took", "finished (UTC)", "note"), rows)
+
+
+def _channels(outcome: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((name, outcome["channels"][name]) for name in CHANNELS)
+
+
+def _table(header: tuple[str, ...], rows: Any) -> Iterator[str]:
+    yield f"| {' | '.join(header)} |"
+    yield f"|{'---|' * len(header)}"
+    for row in rows:
+        yield f"| {' | '.join(map(_cell, row))} |"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,76 @@
+"""Arguments of `serve.app:build`: what stands under `args` in the YAML."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from seminar.artifacts import Store
+from seminar.bundle import Bundle
+from seminar.errors import ArtifactError, ConfigError, explain
+from seminar.history_lmdb import LMDBHistoryStore
+from seminar.schema import CTR, NONE
+from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
+from serve.problems import problems_of
+
+
+class Options(BaseModel):
+    """Everything fixed for the life of a deployment; the bundle is not: it is `user_config`, so that it can be swapped."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    workdir: str
+    """Root of all artefacts, readable on every node."""
+    history: str | None = None
+    """LMDB folder, on a disk of the node; none: <workdir>/history."""
+    topology: Literal["fused", "split"] = "fused"
+    retriever: Literal["exact", "pq"] = "pq"
+    overfetch: int = Field(4, ge=1, le=64)
+    max_targets: int = Field(1000, gt=0)
+    max_events: int = Field(10_000, gt=0)
+    max_history_gib: float = Field(64.0, gt=0)
+    import_histories: bool = True
+    """Load what the bundle's `pairs` artefact holds and the store does not: everything the first time, then what a later night
+    brought. Turn it off where every behaviour comes through POST /v1/events."""
+
+    @classmethod
+    def parse(cls, args: dict[str, Any]) -> "Options":
+        """Options from YAML; ConfigError in one sentence."""
+        try:
+            return cls.model_validate(args)
+        except ValidationError as error:
+            problems = problems_of(error.errors(), known=cls.model_fields)
+            sentences = (explain(f"args.{p.what}", got=p.got, expected=p.expected, fix=p.fix) for p in problems)
+            raise ConfigError("; ".join(sentences)) from None
+
+    def bundle_folder(self, reference: str) -> Path:
+        """Folder of a bundle named by version, by "current" or by path."""
+        return Path(reference) if "/" in reference else Store(self.workdir).open("bundle", reference).path
+
+    def load_scorer(self, folder: Path) -> TwoStageScorer:
+        """Load, check and warm up a bundle; ArtifactError or VersionMismatch if it must not be served."""
+        scorer = TwoStageScorer(Bundle.load(folder), self.retriever, self.overfetch)
+        _try_out(scorer)
+        return scorer
+
+    def open_history(self) -> LMDBHistoryStore:
+        return LMDBHistoryStore(self.history or Path(self.workdir) / "history", self.max_history_gib)
+
+
+def _try_out(scorer: TwoStageScorer) -> None:
+    # A first request pays for compiled kernels, and a model that diverged loads without complaint.
+    rows = np.arange(min(len(scorer.bundle.item_ids), 64))
+    history = ScoringHistory(rows, np.full(len(rows), NONE), np.full(len(rows), 1_600_000_000_000))
+    scores = scorer.score(history, Targets(rows, history.query_L, CTR, 1_600_000_000_000), explain=True).probability_T
+    if not np.isfinite(scores).all():
+        what = f"scores of bundle {scorer.bundle.version}"
+        raise ArtifactError(explain(what, got="not a number", expected="probabilities", fix="roll back to the bundle before it"))
+
+
+def bundle_reference(user_config: Any) -> str:
+    """The `bundle` of a deployment's user_config; ConfigError for anything else."""
+    if isinstance(user_config, dict) and list(user_config) == ["bundle"] and isinstance(user_config["bundle"], str):
+        return user_config["bundle"]
+    raise ConfigError(
+        explain("user_config", got=repr(user_config), expected='{"bundle": version, path or "current"}', fix="name the bundle")
+    )

@@ -1,0 +1,164 @@
+"""Ids of a request and of the store to catalogue rows of one bundle, and back."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from jaxtyping import Float, Int
+from numpy import ndarray
+
+from seminar.bundle import Bundle, normal_text
+from seminar.errors import UnknownUser
+from seminar.history import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
+from seminar.schema import NONE, TASKS
+from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
+from serve import api
+from serve.problems import Refused
+
+
+@dataclass(frozen=True)
+class Live:
+    """A bundle ready to score, and the translation of stored ids to its rows; a request keeps the one it began with."""
+
+    scorer: TwoStageScorer
+    items: CatalogueRows
+    queries: CatalogueRows
+
+    @classmethod
+    def of(cls, scorer: TwoStageScorer, store: HistoryStore) -> "Live":
+        bundle = scorer.bundle
+        queries = CatalogueRows(store, "queries", partial(_query_rows, bundle))
+        return cls(scorer, CatalogueRows(store, "items", bundle.item_row), queries)
+
+    @property
+    def bundle(self) -> Bundle:
+        return self.scorer.bundle
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A request in rows of one bundle. history: the behaviours that the bundle knows; stored: how many there are in all."""
+
+    live: Live
+    history: ScoringHistory
+    targets: Targets
+    stored: int
+    known_user: bool
+
+
+def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Prepared:
+    """Everything the scorer needs; Refused for an item or query id that the bundle does not hold."""
+    targets = _targets(live.scorer, request)
+    try:
+        stored, known_user = store.read(request.user_id), True
+    except UnknownUser:
+        stored, known_user = UserHistory.empty(), False
+    if request.time_ms is not None:
+        stored = stored[stored.time_ms_L <= request.time_ms]
+    item_L = live.items(stored.item_L)
+    used = item_L != NONE
+    history = ScoringHistory(item_L[used], live.queries(stored.query_L[used]), stored.time_ms_L[used])
+    return Prepared(live, history, targets, len(stored), known_user)
+
+
+def query_name(bundle: Bundle, event: api.EventIn) -> str | None:
+    """How an event's query is stored: by id where it has one, else as text that a later bundle may know."""
+    if event.query is None:
+        return event.query_id
+    row = int(bundle.query_row_by_text([event.query])[0])
+    return FREE_TEXT + normal_text(event.query) if row == NONE else bundle.query_ids[row]
+
+
+def history_page(live: Live, store: HistoryStore, user_id: str, limit: int) -> api.HistoryResponse:
+    """A user's newest `limit` behaviours, newest last; UnknownUser if there is no such user."""
+    stored, bundle = store.read(user_id), live.bundle
+    newest = stored[len(stored) - min(limit, len(stored)) :]
+    columns = zip(
+        store.names_of("items", newest.item_L),
+        live.items(newest.item_L).tolist(),
+        store.names_of("queries", newest.query_L),
+        live.queries(newest.query_L).tolist(),
+        newest.time_ms_L.tolist(),
+        newest.request_L.tolist(),
+        strict=True,
+    )
+    behaviours = []
+    for item, row, query, query_row, time_ms, request in columns:
+        query_id, query_text = _stored_query(bundle, query, query_row)
+        behaviours.append(
+            api.StoredBehaviour(
+                item_id=str(item),
+                text=bundle.item_texts[row] if row != NONE else None,
+                query_id=query_id,
+                query=query_text,
+                time_ms=time_ms,
+                request=request,
+                in_bundle=row != NONE,
+            )
+        )
+    return api.HistoryResponse(user_id=user_id, length=len(stored), behaviours=behaviours, bundle_version=bundle.version)
+
+
+def _stored_query(bundle: Bundle, name: str | None, row: int) -> tuple[str | None, str | None]:
+    if row != NONE:
+        return bundle.query_ids[row], bundle.query_texts[row]
+    if name is not None and name.startswith(FREE_TEXT):
+        return None, name.removeprefix(FREE_TEXT)
+    return name, None
+
+
+def _query_rows(bundle: Bundle, names: Sequence[str]) -> Int[ndarray, " N"]:
+    by_id = bundle.query_row(names)
+    by_text = bundle.query_row_by_text([name.removeprefix(FREE_TEXT) for name in names])
+    return np.where([name.startswith(FREE_TEXT) for name in names], by_text, by_id)
+
+
+def _targets(scorer: TwoStageScorer, request: api.ScoreRequest) -> Targets:
+    bundle = scorer.bundle
+    item_T = bundle.item_row([target.item_id for target in request.targets])
+    _require("item_id", item_T, [target.item_id for target in request.targets], "score items of the bundle's catalogue only")
+    queried = any(target.query_id or target.query for target in request.targets)
+    query_T, unseen_Xd = _queries(scorer, request.targets)
+    return Targets(
+        item_T=item_T,
+        query_T=query_T,
+        task=TASKS.index(request.task or ("psr" if queried else "ctr")),
+        time_ms=request.time_ms or now_ms(),
+        unseen_Xd=unseen_Xd,
+    )
+
+
+def _queries(scorer: TwoStageScorer, targets: Sequence[api.Target]) -> tuple[Int[ndarray, " T"], Float[ndarray, "X d"] | None]:
+    """Catalogue rows; rows behind the catalogue are texts it does not hold, encoded here. A text without any word is no query."""
+    bundle = scorer.bundle
+    by_id = bundle.query_row([target.query_id or "" for target in targets])
+    _require("query_id", by_id, [target.query_id for target in targets], "send its text as `query`")
+    by_text = bundle.query_row_by_text([target.query or "" for target in targets])
+    query_T = np.where([target.query is None for target in targets], by_id, by_text)
+    new = {normal_text(t.query): NONE for t, row in zip(targets, by_text, strict=True) if t.query and row == NONE}
+    if not new:
+        return query_T, None
+    vectors = scorer.unseen_queries(list(new))
+    usable = np.abs(vectors).sum(1) > 0
+    numbers = np.where(usable, len(bundle.query_ids) + np.cumsum(usable) - 1, NONE).tolist()
+    new = dict(zip(new, numbers, strict=True))
+    unseen = [new.get(normal_text(target.query), NONE) if target.query else NONE for target in targets]
+    return np.where(np.array(unseen) != NONE, unseen, query_T), vectors[usable] if usable.any() else None
+
+
+def _require(field: str, rows: Int[ndarray, " T"], ids: Sequence[str | None], fix: str) -> None:
+    unknown = [i for i, (row, name) in enumerate(zip(rows, ids, strict=True)) if name is not None and row == NONE]
+    if unknown:
+        raise Refused(
+            422,
+            *(
+                api.Problem(what=f"targets[{i}].{field}", got=repr(ids[i]), expected="an id that the bundle knows", fix=fix)
+                for i in unknown[:10]
+            ),
+        )
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,87 @@
+"""`seminar serve`: start the service of the current bundle on this machine, or on the cluster at ray.address."""
+
+import os
+import signal
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from seminar.artifacts import Store
+from seminar.config import Settings
+from serve.deploy import APPLICATION, Serve, config_of, dashboard_of_session, served
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Running:
+    """A service that answers at `url`. dashboard: where its bundle can be swapped, None in a session without one."""
+
+    url: str
+    dashboard: str | None
+    version: str
+
+    def stop(self) -> None:
+        """End the service; Ray stays."""
+        serve.shutdown()
+
+
+def run(settings: Settings, block: bool = True) -> Running:
+    """Serve the current bundle; replicas load the histories of its `pairs` artefact if their store lacks them.
+
+    Uses the Ray session of this process if there is one, else the cluster at ray.address or RAY_ADDRESS, else starts one with a
+    dashboard, which a swap needs. block: until interrupted, then stop the service.
+    """
+    bundle = Store(settings.workdir).open("bundle")
+    local = _connect(settings)
+    config = config_of(settings, bundle.version)
+    if local:
+        # The replicas' processes find `serve` and `seminar` where this one did; a cluster's image has them itself.
+        config["applications"][0]["runtime_env"] = {"working_dir": f"local://{REPOSITORY}"}
+    serve.start(proxy_location=config["proxy_location"], http_options=config["http_options"])
+    service = Serve(dashboard_of_session())
+    service.apply(config)
+    service.wait_running([APPLICATION])
+    running = Running(f"http://{settings.serve.host}:{settings.serve.port}", service.dashboard, bundle.version)
+    _announce(running)
+    if block:
+        until_interrupted()
+        running.stop()
+    return running
+
+
+def _connect(settings: Settings) -> bool:
+    """True if Ray runs on this machine alone."""
+    address = settings.ray.address or os.environ.get("RAY_ADDRESS")
+    if not ray.is_initialized():
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        if address:
+            ray.init(address=address, log_to_driver=False)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=settings.ray.num_cpus,
+                include_dashboard=True,
+                dashboard_host="127.0.0.1",
+                log_to_driver=False,
+            )
+    return not address
+
+
+def _announce(running: Running) -> None:
+    bundle = served(running.url)
+    print(f"serving bundle {running.version} ({bundle['items']:,} items, {bundle['users']:,} users) at {running.url}")
+    print(f"documentation: {running.url}/docs    versions: {running.url}/v1/bundle    Ray: {running.dashboard or 'no dashboard'}")
+    body = '{"user_id": "1", "targets": [{"item_id": "ITEM"}], "explain": true}'
+    print(f"try: curl -s {running.url}/v1/score -H 'content-type: application/json' -d '{body}'", flush=True)
+
+
+def until_interrupted() -> None:
+    """Wait for Ctrl-C or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    stop.wait()

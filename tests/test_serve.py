@@ -1,0 +1,323 @@
+"""The service: its scores are the offline scores, its histories last, its bundles swap under load, its errors say what is wrong.
+
+Most promises are tested on the real FastAPI application in this process; `test_serve_ray.py` has those that need replicas.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+
+from seminar.artifacts import Artifact, Store
+from seminar.bundle import Bundle
+from seminar.errors import ArtifactError, ConfigError, VersionMismatch
+from serve import api
+from serve.engine import Engine, LocalStages
+from serve.options import Options
+from serve.routes import create_app
+from tests.served_world import World, damaged, diverged, mixture, offline
+
+LATER_MS = 1_700_000_000_000
+
+
+@pytest.fixture(scope="session")
+def world(tiny_store: Store, tiny_pairs: Artifact) -> World:
+    return World.of(tiny_store, tiny_pairs)
+
+
+@dataclass
+class InProcess:
+    engine: Engine
+
+    async def replicas(self) -> Sequence[api.ReplicaState]:
+        return []
+
+
+@dataclass
+class Service:
+    client: TestClient
+    engine: Engine
+
+    def offer(self, bundle: object) -> bool:
+        assert self.client.portal is not None
+        return self.client.portal.call(self.engine.offers.offer, {"bundle": bundle})
+
+    def score(self, **request: Any) -> dict[str, Any]:
+        answer = self.client.post("/v1/score", json=request)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture
+def service(world: World, tmp_path: Path) -> Iterator[Service]:
+    with open_service(world, tmp_path / "history") as opened:
+        yield opened
+
+
+class open_service:
+    """A service over `history`, as one process would run it."""
+
+    def __init__(self, world: World, history: Path, **args: Any) -> None:
+        options = Options.parse({"workdir": str(world.store.root), "history": str(history), "max_history_gib": 0.1, **args})
+        self._engine = Engine(options, options.open_history(), LocalStages())
+        self._client = TestClient(create_app(lambda: InProcess(self._engine)))
+
+    def __enter__(self) -> Service:
+        self._client.__enter__()
+        opened = Service(self._client, self._engine)
+        assert opened.offer("current")
+        return opened
+
+    def __exit__(self, *error: object) -> None:
+        self._client.__exit__(None, None, None)
+        self._engine.store.close()
+
+
+@pytest.mark.parametrize("retriever", ["exact", "pq"])
+def test_served_scores_equal_offline_scores(world: World, tmp_path: Path, retriever: str) -> None:
+    items = [f"i{n:02d}" for n in range(0, 60, 3)]
+    targets = [{"item_id": item} for item in items]
+    with open_service(world, tmp_path / "history", retriever=retriever, overfetch=64) as service:
+        for user in ("u01", "u08", "u17", "u28"):
+            served = service.score(user_id=user, targets=targets, time_ms=LATER_MS)
+            assert np.allclose(served["scores"], offline(world, world.bundles[0], user, items, None, LATER_MS), atol=1e-5)
+            asked = [{**target, "query_id": "q-tea"} for target in targets]
+            served = service.score(user_id=user, targets=asked, time_ms=LATER_MS)
+            assert served["task"] == "psr"
+            assert np.allclose(served["scores"], offline(world, world.bundles[0], user, items, "q-tea", LATER_MS), atol=1e-5)
+
+
+def test_next_request_sees_an_event_and_so_does_the_next_process(world: World, tmp_path: Path) -> None:
+    request = {"user_id": "fresh", "targets": [{"item_id": "i01"}, {"item_id": "i02"}], "time_ms": LATER_MS}
+    with open_service(world, tmp_path / "history") as service:
+        before = service.score(**request)
+        assert (before["known_user"], before["history_used"]) == (False, 0)
+        events = [{"item_id": "i01", "time_ms": LATER_MS - 5000, "query": "Tea", "event_id": "e"}]
+        answer = service.client.post("/v1/events", json={"user_id": "fresh", "events": events * 2})
+        assert answer.json() | {"bundle_version": ""} == {
+            "user_id": "fresh",
+            "accepted": 1,
+            "duplicates": 1,
+            "history_length": 1,
+            "unknown_items": 0,
+            "bundle_version": "",
+        }
+        after = service.score(**request)
+        assert (after["known_user"], after["history_used"]) == (True, 1)
+        assert after["scores"] != before["scores"]
+    with open_service(world, tmp_path / "history") as restarted:
+        assert restarted.score(**request)["scores"] == after["scores"]
+        stored = restarted.client.get("/v1/users/fresh/history").json()
+        assert [(b["item_id"], b["query_id"], b["query"]) for b in stored["behaviours"]] == [("i01", "q-tea", "tea")]
+
+
+def test_unknown_item_is_kept_but_not_scored(service: Service) -> None:
+    events = [{"item_id": item, "time_ms": LATER_MS - 5000, "query": "never heard"} for item in ("of tomorrow", "i03")]
+    answer = service.client.post("/v1/events", json={"user_id": "x/y", "events": events}).json()
+    assert (answer["accepted"], answer["unknown_items"]) == (2, 1)
+    scored = service.score(user_id="x/y", targets=[{"item_id": "i01"}])
+    assert (scored["history_length"], scored["history_used"]) == (2, 1)
+    stored = service.client.get("/v1/users/x/y/history").json()["behaviours"]
+    assert [(b["item_id"], b["in_bundle"], b["query"]) for b in stored] == [
+        ("of tomorrow", False, "never heard"),
+        ("i03", True, "never heard"),
+    ]
+
+
+def test_time_hides_what_came_later(world: World, service: Service) -> None:
+    histories, row = world.user("u08")
+    times = histories.time_ms[histories.span(row)]
+    half = int(times[len(times) // 2])
+    scored = service.score(user_id="u08", targets=[{"item_id": "i01"}], time_ms=half)
+    assert scored["history_used"] == (times <= half).sum()
+
+
+def test_query_outside_the_catalogue_is_encoded_and_counts(service: Service) -> None:
+    def scores(**query: str) -> list[float]:
+        targets = [{"item_id": f"i{n:02d}", **query} for n in range(8)]
+        return service.score(user_id="u08", targets=targets, time_ms=LATER_MS, task="psr")["scores"]
+
+    assert scores(query="  TEA ") == scores(query_id="q-tea")
+    assert scores(query="green leaves in hot water") != scores()
+    assert scores(query="<br>") == scores()
+
+
+def test_explanation_adds_up(world: World, service: Service) -> None:
+    targets = [{"item_id": f"i{n:02d}", "query_id": "q-tea"} for n in range(12)]
+    answer = service.score(user_id="u17", targets=targets, explain=True, explain_top=3, time_ms=LATER_MS)
+    told = answer["explanation"]
+    assert [one["target"] for one in told] == np.argsort(-np.array(answer["scores"]), kind="stable")[:3].tolist()
+    histories, row = world.user("u17")
+    ids = Bundle.load(world.bundles[0].path).item_ids
+    span = histories.span(row)
+    taken = [(ids[item], time_ms) for item, time_ms in zip(histories.item[span], histories.time_ms[span], strict=True)]
+    for one in told:
+        assert sum(one["gate"].values()) == pytest.approx(1, abs=1e-5)
+        assert sum(b["attention"] for b in one["behaviours"]) == pytest.approx(1, abs=1e-5)
+        relevance = [b["relevance"] for b in one["behaviours"]]
+        assert relevance == sorted(relevance, reverse=True)
+        for behaviour in one["behaviours"]:
+            assert sum(behaviour["channels"].values()) == pytest.approx(behaviour["relevance"], abs=1e-4)
+            assert (behaviour["item_id"], behaviour["time_ms"]) in taken
+    assert service.score(user_id="nobody", targets=targets, explain=True)["explanation"][0]["behaviours"] == []
+
+
+def test_swap_changes_version_and_scores_and_keeps_histories(world: World, service: Service) -> None:
+    request = {"user_id": "u08", "targets": [{"item_id": "i01"}, {"item_id": "i07"}], "time_ms": LATER_MS}
+    first, second = world.bundles
+    before = service.score(**request)
+    assert service.offer(second.version)
+    after = service.score(**request)
+    assert (before["bundle_version"], after["bundle_version"]) == (first.version, second.version)
+    assert np.allclose(after["scores"], offline(world, second, "u08", ["i01", "i07"], None, LATER_MS), atol=1e-5)
+    assert service.offer(str(first.path))
+    assert service.score(**request)["scores"] == before["scores"]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "said"),
+    [
+        (mixture, VersionMismatch, "codebooks"),
+        (damaged, ArtifactError, "sha256"),
+        (diverged, ArtifactError, "not a number"),
+        (lambda world, folder: folder / "missing", ArtifactError, "no manifest.json"),
+        (lambda world, folder: "v-unknown", ArtifactError, "one of"),
+        (lambda world, folder: 7, ConfigError, "user_config"),
+    ],
+)
+def test_bad_bundle_is_refused_told_and_changes_nothing(
+    world: World, service: Service, tmp_path: Path, make: Any, error: type[Exception], said: str
+) -> None:
+    request = {"user_id": "u08", "targets": [{"item_id": "i01"}], "time_ms": LATER_MS}
+    before = service.score(**request)
+    bad = make(world, tmp_path / "bad")
+    reference = str(bad) if isinstance(bad, Path) else bad
+    assert not service.offer(reference)
+    told = service.client.get("/v1/bundle").json()
+    assert (told["version"], told["refused"]["bundle"]) == (world.bundles[0].version, str(reference))
+    assert error.__name__ in told["refused"]["error"]
+    assert said in told["refused"]["error"]
+    assert service.score(**request)["scores"] == before["scores"]
+    assert service.offer(world.bundles[1].version)
+    assert service.client.get("/v1/bundle").json()["refused"] is None
+
+
+def test_first_bundle_must_be_good(world: World, tmp_path: Path) -> None:
+    opening = open_service(world, tmp_path / "history")
+    with opening._client as client:
+        assert client.get("/v1/health/live").status_code == 200
+        assert client.get("/v1/health/ready").status_code == 503
+        assert client.portal is not None
+        with pytest.raises(ArtifactError):
+            client.portal.call(opening._engine.offers.reconfigure, {"bundle": "v-unknown"})
+    opening._engine.store.close()
+
+
+GOOD = {"user_id": "u01", "targets": [{"item_id": "i01"}]}
+EVENT = {"item_id": "i01", "time_ms": LATER_MS}
+MALFORMED = [
+    ("score", {**GOOD, "targets": []}, 422, "targets", ""),
+    ("score", {"targets": [{"item_id": "i01"}]}, 422, "user_id", "add it"),
+    ("score", {**GOOD, "user_id": 7}, 422, "user_id", "quote it"),
+    ("score", {**GOOD, "user_id": ""}, 422, "user_id", ""),
+    ("score", {**GOOD, "user_id": "a\u0000b"}, 422, "user_id", ""),
+    ("score", {**GOOD, "explian": True}, 422, "explian", "did you mean 'explain'"),
+    ("score", {**GOOD, "task": "cvr"}, 422, "task", ""),
+    ("score", {**GOOD, "time_ms": 1_700_000_000}, 422, "time_ms", "milliseconds"),
+    ("score", {**GOOD, "time_ms": 1.5}, 422, "time_ms", "whole number"),
+    ("score", {**GOOD, "time_ms": "1700000000000"}, 422, "time_ms", "whole number"),
+    ("score", {**GOOD, "explain": 1}, 422, "explain", ""),
+    ("score", {**GOOD, "explain_top": 0}, 422, "explain_top", "raise it"),
+    ("score", {**GOOD, "targets": [{"item_id": "i01"}, {"item_id": "nothing"}]}, 422, "targets[1].item_id", "catalogue"),
+    ("score", {**GOOD, "targets": [{"item_id": "i01", "query_id": "q-none"}]}, 422, "targets[0].query_id", "as `query`"),
+    ("score", {**GOOD, "targets": [{"item_id": "i01", "query": "a", "query_id": "q-tea"}]}, 422, "targets[0]", "one of them"),
+    ("score", {**GOOD, "targets": [{"item_id": "i01", "query": "  "}]}, 422, "targets[0].query", ""),
+    ("score", {**GOOD, "targets": [{"item_id": "i01"}] * 21}, 413, "targets", "split"),
+    ("events", {"user_id": "u01", "events": []}, 422, "events", ""),
+    ("events", {"user_id": "u01", "events": [EVENT] * 11}, 413, "events", "split"),
+    ("events", {"user_id": "u01", "events": [{"item_id": "i01"}]}, 422, "events[0].time_ms", "add it"),
+    ("events", {"user_id": "u01", "events": [{**EVENT, "time_ms": 10**14}]}, 422, "events[0].time_ms", "milliseconds"),
+    ("events", {"user_id": "u01", "events": [{**EVENT, "item_id": "x" * 513}]}, 422, "events[0].item_id", ""),
+]
+
+
+@pytest.fixture(scope="module")
+def limited(world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with open_service(world, tmp_path_factory.mktemp("limited"), max_targets=20, max_events=10) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize(("route", "body", "status", "what", "fix"), MALFORMED)
+def test_malformed_request_is_told_what_got_expected_fix(
+    limited: Service, route: str, body: dict[str, Any], status: int, what: str, fix: str
+) -> None:
+    answer = limited.client.post(f"/v1/{route}", json=body)
+    assert answer.status_code == status, answer.text
+    problem = answer.json()["errors"][0]
+    assert set(problem) == {"what", "got", "expected", "fix"}
+    assert problem["what"] == what
+    assert fix in problem["fix"]
+    assert all(problem.values())
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b'{"user_id": "u01", "targets": [{"item_id": "i01"}], "time_ms": NaN}', "time_ms"),
+        (b'{"user_id": "u01", "targets": [{"item_id": "i01"}], "time_ms": Infinity}', "time_ms"),
+        (b'{"user_id": "\\ud800", "targets": [{"item_id": "i01"}]}', "user_id"),
+        (b'{"user_id": "u01", ', ""),
+        (b"[]", "body"),
+        (b"", "body"),
+    ],
+)
+def test_what_is_no_json_of_ours_is_refused(limited: Service, content: bytes, what: str) -> None:
+    answer = limited.client.post("/v1/score", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 422, answer.text
+    assert what in answer.json()["errors"][0]["what"]
+
+
+def test_history_of_an_unknown_user_is_404_and_limit_is_checked(limited: Service) -> None:
+    assert limited.client.get("/v1/users/nobody/history").status_code == 404
+    assert limited.client.get("/v1/users/u08/history?limit=0").status_code == 422
+    page = limited.client.get("/v1/users/u08/history?limit=3").json()
+    assert len(page["behaviours"]) == 3 < page["length"]
+    assert page["behaviours"][-1]["request"] >= page["behaviours"][0]["request"]
+
+
+def test_full_store_is_507_and_the_service_goes_on(world: World, tmp_path: Path) -> None:
+    with open_service(world, tmp_path / "history", max_history_gib=0.0005) as service:
+        events = [{"item_id": f"new {n}", "time_ms": LATER_MS} for n in range(9000)]
+        answer = service.client.post("/v1/events", json={"user_id": "u", "events": events})
+        assert (answer.status_code, "max_history_gib" in answer.text) == (507, True)
+        assert service.score(**GOOD)["known_user"]
+
+
+def test_openapi_names_every_route_and_each_error(limited: Service) -> None:
+    document = limited.client.get("/openapi.json").json()
+    routes = {"/v1/score", "/v1/events", "/v1/bundle", "/v1/users/{user_id}/history", "/v1/health/live", "/v1/health/ready"}
+    assert set(document["paths"]) == routes
+    for path in ("/v1/score", "/v1/events"):
+        post = document["paths"][path]["post"]
+        assert {"200", "413", "422", "503"} <= set(post["responses"])
+        assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
+    names = set(document["components"]["schemas"])
+    references = {part.split('"')[0] for part in limited.client.get("/openapi.json").text.split("#/components/schemas/")[1:]}
+    assert references <= names
+    assert limited.client.get("/docs").status_code == 200
+
+
+def test_bundle_names_everything_a_score_comes_from(world: World, limited: Service) -> None:
+    told = limited.client.get("/v1/bundle").json()
+    assert told["inputs"] == {name: ref.version for name, ref in world.bundles[0].manifest.inputs.items()}
+    assert (told["version"], told["topology"], told["retriever"]) == (world.bundles[0].version, "fused", "pq")
+    assert told["users"] == sum(map(len, world.shards))
+
+
+def test_unknown_argument_of_build_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match="did you mean 'retriever'"):
+        Options.parse({"workdir": "x", "retreiver": "pq"})
