@@ -11,7 +11,8 @@ from seminar.config import Settings
 
 def render() -> str:
     """One table a section: key, type with bounds, default, meaning."""
-    lines = ["# Settings", "", "Generated from `seminar/config.py`. A TOML file holds only what differs; a flag is `--section.key value`.", ""]
+    intro = "Generated from `seminar/config.py`. A TOML file holds only what differs; a flag is `--section.key value`."
+    lines = ["# Settings", "", intro, ""]
     for name, field in Settings.model_fields.items():
         section = field.annotation
         if isinstance(section, type) and issubclass(section, BaseModel):

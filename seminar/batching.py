@@ -124,9 +124,7 @@ class WindowBatch:
         return type(self)(**{f.name: getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)})
 
 
-def collate_windows(
-    histories: Histories, starts: Int[np.ndarray, " B"], lengths: Int[np.ndarray, " B"]
-) -> WindowBatch:
+def collate_windows(histories: Histories, starts: Int[np.ndarray, " B"], lengths: Int[np.ndarray, " B"]) -> WindowBatch:
     """Pad windows [start, start + length) into one WindowBatch; starts are positions in the flat arrays of `histories`."""
     index_BL, mask_BL = _gather_index(starts, lengths)
     return WindowBatch(

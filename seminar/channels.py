@@ -98,6 +98,15 @@ class ChannelEncoder(nn.Module):
     `hide_ids` (training only) hides a share of IDs so that content learns to stand in.
     """
 
+    text: Tensor
+    text_row: Tensor
+    image: Tensor
+    image_row: Tensor
+    query: Tensor
+    query_row: Tensor
+    token_IA: Tensor
+    seen: Tensor
+
     def __init__(self, tables: VectorTables, config: ModelConfig, generator: torch.Generator, num_ids: int | None = None) -> None:
         """num_ids: catalogue rows that have an ID embedding; rows appended to the catalogue later live by their content."""
         super().__init__()

@@ -61,7 +61,7 @@ class ESU(nn.Module):
         """Attend over the kept behaviours; a target without any gets the learned null interest."""
         logits = torch.einsum("bthd,btkd->bthk", self.attention.fold(target), kept.key_BTKd)
         if self.mix is not None:
-            logits = self._semantic(logits, kept)
+            logits = self._semantic(self.mix, logits, kept)
         if self.age_bias is not None:
             logits = logits + self.age_bias[age_bucket(kept.hours_BTK, len(self.age_bias))].permute(0, 1, 3, 2)
         attention = masked_softmax(logits, kept.mask_BTK[:, :, None])
@@ -70,11 +70,11 @@ class ESU(nn.Module):
         interest = torch.where(nonempty, self.attention.output(pooled), self.null)
         return Interest(interest, attention, sim_tiers(kept, self.num_tiers))
 
-    def _semantic(self, logits: Tensor, kept: Kept) -> Tensor:
+    def _semantic(self, mix: Tensor, logits: Tensor, kept: Kept) -> Tensor:
         """b1 dot + b2 cos/tau + b3 dot cos/tau a head (MUSE, semantic-aware attention); cos: mean over shared modalities."""
         count = kept.shared_BTKm.sum(-1).clamp_min(1)
         cosine = (kept.similarity_BTKm * kept.shared_BTKm).sum(-1) / count / self.log_temperature.exp()
-        b1, b2, b3 = self.mix[:, :, None].unbind(1)
+        b1, b2, b3 = mix[:, :, None].unbind(1)
         return b1 * logits + cosine[:, :, None] * (b2 + b3 * logits)
 
 

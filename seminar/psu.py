@@ -22,6 +22,8 @@ from seminar.schema import QUERY, TEXT
 class PSU(nn.Module):
     """Channel encoder, gate, causal target attention and the three pretraining losses."""
 
+    log_popularity: Tensor
+
     def __init__(self, model: ModelConfig, pretrain: PretrainConfig, tables: VectorTables, generator: torch.Generator) -> None:
         super().__init__()
         self.config = pretrain

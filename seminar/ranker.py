@@ -57,6 +57,11 @@ class Ranked:
 class Ranker(nn.Module):
     """SEMINAR's fine-tuned model. `channels` is the trainable encoder or a bundle's UnitTables."""
 
+    category_index: Tensor
+    train_count: Tensor
+    category_mean: Tensor
+    train_total: Tensor
+
     def __init__(
         self, config: ModelConfig, channels: ChannelSource, tables: "CatalogueStats", generator: torch.Generator
     ) -> None:
@@ -84,6 +89,7 @@ class Ranker(nn.Module):
 
     def load_psu(self, state: dict[str, Tensor]) -> None:
         """Restore a PSU's channel encoder and gate as initialisation."""
+        assert isinstance(self.channels, ChannelEncoder), "a bundle's tables are not trained"
         for prefix, module in (("channels.", self.channels), ("gate.", self.gsu.gate)):
             module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
-from seminar.channels import ChannelSource, encode_pairs
+from seminar.channels import ChannelSource, UnitTables, encode_pairs
 from seminar.embedding import TextEncoder, open_text_encoder
 from seminar.ranker import Encoded, Ranked
 from seminar.retrieval.base import Keys, Retriever
@@ -167,22 +167,18 @@ class TwoStageScorer:
 class _WithUnseenQueries:
     """A channel source whose query rows beyond the catalogue are given vectors."""
 
-    base: ChannelSource
+    base: UnitTables
     unseen_Xd: Tensor
 
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         return self.base.unit_items(rows)
 
     def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
-        first = self.num_queries
+        first = len(self.base.query_unit)
         unit, present = self.base.unit_queries(torch.where(rows < first, rows, NONE))
         unseen = rows >= first
         unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)
         return unit, present | unseen
-
-    @property
-    def num_queries(self) -> int:
-        return len(self.base.query_unit)
 
 
 def open_retriever(bundle: Bundle, name: Literal["exact", "pq"], overfetch: int) -> Retriever:

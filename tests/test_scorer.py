@@ -126,6 +126,7 @@ def test_bundle_refuses_codes_swapped_on_disk(tiny_pairs: Artifact, store: Store
 
 def test_model_refuses_other_vectors(tiny_pairs: Artifact, tiny_store: Store, vectors: Artifact) -> None:
     model = make_model(tiny_store, tiny_pairs, vectors)
-    strange = type(vectors)(vectors.path, vectors.manifest.model_copy(update={"config": {"lineage": []}, "version": "other", "files": {}}))
+    other = {"config": {"lineage": []}, "version": "other", "files": {}}
+    strange = type(vectors)(vectors.path, vectors.manifest.model_copy(update=other))
     with pytest.raises(VersionMismatch, match="other"):
         load_ranker(model, strange)

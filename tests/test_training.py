@@ -50,7 +50,8 @@ def batch_of(lane: int, step: int) -> WindowBatch:
 
 
 def config(**changes: Any) -> PretrainConfig:
-    return PretrainConfig(**{"lanes": 2, "warmup_steps": 0, "learning_rate": 0.01, "sparse_learning_rate": 0.1, "weight_decay": 0.1, **changes})
+    rates = {"warmup_steps": 0, "learning_rate": 0.01, "sparse_learning_rate": 0.1, "weight_decay": 0.1}
+    return PretrainConfig(**{"lanes": 2, **rates, **changes})
 
 
 def run(

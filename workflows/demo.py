@@ -80,7 +80,7 @@ def run(settings: Settings, keep: bool = False, households: int | None = None) -
         if keep:
             print("\nThe service stays up; Ctrl-C stops it.", flush=True)
             until_interrupted()
-        service.stop()
+        # Leaving the session ends the service with it.
 
 
 def _learn(settings: Settings, store: Store, steps: Steps) -> tuple[Artifact, Artifact]:

@@ -46,6 +46,8 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         # Ray protects it with a token unless RAY_AUTH_MODE says otherwise, and warns of that; setting the mode here would
         # reach the processes it starts but no longer this one, which then cannot connect.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+        # Ray's C++ side prints advice about its own actors to our terminal; its log files keep everything else.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=dashboard, **options)
     _quieten()
     try:
@@ -96,5 +98,6 @@ def _quieten() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for library in ("ray.data", "ray.serve"):
+        logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
