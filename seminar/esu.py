@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from seminar.attention import TargetAttention, masked_softmax
 from seminar.config import ModelConfig
+from seminar.gathered import gathered_dot, gathered_sum
 from seminar.schema import NUM_CHANNELS
 
 NUM_CONTENT = NUM_CHANNELS - 1
@@ -22,15 +23,21 @@ NUM_CONTENT = NUM_CHANNELS - 1
 class Kept:
     """The K behaviours kept for each target, as the ESU needs them.
 
-    key_BTKd: merged keys. mask_BTK: False for padding. hours_BTK: age at the request. similarity_BTKm: cosine of target and
-    behaviour a modality (text, image, attributes), and shared_BTKm: whether both have it.
+    table_Pd, row_BTK: merged keys, and which row each kept behaviour is (-1: padding); keys are never gathered. hours_BTK: age
+    at the request. similarity_BTKm: cosine of target and behaviour a modality (text, image, attributes), and shared_BTKm:
+    whether both have it.
     """
 
-    key_BTKd: Float[Tensor, "B T K d"]
-    mask_BTK: Bool[Tensor, "B T K"]
+    table_Pd: Float[Tensor, "P d"]
+    row_BTK: Int[Tensor, "B T K"]
     hours_BTK: Float[Tensor, "B T K"]
     similarity_BTKm: Float[Tensor, "B T K m"]
     shared_BTKm: Bool[Tensor, "B T K m"]
+
+    @property
+    def mask_BTK(self) -> Bool[Tensor, "B T K"]:
+        """False for padding."""
+        return self.row_BTK >= 0
 
 
 @dataclass(frozen=True)
@@ -59,13 +66,13 @@ class ESU(nn.Module):
 
     def forward(self, target: Float[Tensor, "B T d"], kept: Kept) -> Interest:
         """Attend over the kept behaviours; a target without any gets the learned null interest."""
-        logits = torch.einsum("bthd,btkd->bthk", self.attention.fold(target), kept.key_BTKd)
+        logits = gathered_dot(self.attention.fold(target), kept.table_Pd, kept.row_BTK)
         if self.mix is not None:
             logits = self._semantic(self.mix, logits, kept)
         if self.age_bias is not None:
             logits = logits + self.age_bias[age_bucket(kept.hours_BTK, len(self.age_bias))].permute(0, 1, 3, 2)
         attention = masked_softmax(logits, kept.mask_BTK[:, :, None])
-        pooled = torch.einsum("bthk,btkd->bthd", attention, kept.key_BTKd)
+        pooled = gathered_sum(attention, kept.table_Pd, kept.row_BTK)
         nonempty = kept.mask_BTK.any(-1, keepdim=True)
         interest = torch.where(nonempty, self.attention.output(pooled), self.null)
         return Interest(interest, attention, sim_tiers(kept, self.num_tiers))

@@ -21,6 +21,7 @@ from seminar.config import ModelConfig
 from seminar.errors import VersionMismatch, explain
 from seminar.esu import ESU, NUM_CONTENT, Interest, Kept
 from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, cross_features, item_features, user_features
+from seminar.gathered import gathered_dot
 from seminar.gsu import GSU, GatedPairs, keep_top_k, target_gate_weights
 from seminar.psu import unique_pairs
 from seminar.schema import TASKS, TEXT
@@ -166,7 +167,8 @@ class Ranker(nn.Module):
             self._item_features(batch),
             user[:, None].expand(-1, target.shape[1], -1),
         ]
-        relevance = torch.einsum("btd,btkd->btk", self.gsu.fold(target.detach()), kept.key_BTKd.detach())
+        folded = self.gsu.fold(target.detach())[:, :, None]
+        relevance = gathered_dot(folded, kept.table_Pd.detach(), kept.row_BTK).squeeze(2)
         return Ranked(self.out(self.head(torch.cat(features, -1))), interest, relevance.masked_fill(~kept.mask_BTK, -torch.inf))
 
     def contributions(self, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"]) -> Float[Tensor, "B T K M"]:
@@ -182,15 +184,13 @@ class Ranker(nn.Module):
         position = kept_BTK.clamp_min(0)
         pair = _pick(encoded.history_BL, position)
         if self.config.gate == "target":
-            key = self._target_keys(encoded, pair)
+            # A behaviour's key depends on the target, so every kept behaviour is a row of its own.
+            table = self._target_keys(encoded, pair).flatten(0, 2)
+            row = torch.arange(len(table), device=pair.device).view(pair.shape)
         else:
-            key = functional.embedding(pair, encoded.merged_Pd)
-        with torch.no_grad():
-            unit, present = encoded.gated.pairs.unit_NMd[:, TEXT:], encoded.gated.pairs.present_NM[:, TEXT:]
-            similarity = torch.einsum("btmd,blmd->bmtl", unit[encoded.target_BT], unit[encoded.history_BL])
-            similarity = similarity.gather(3, position[:, None].expand(-1, NUM_CONTENT, -1, -1)).permute(0, 2, 3, 1)
-            shared = present[encoded.target_BT][:, :, None] & present[pair] & mask[..., None]
-        return Kept(key, mask, _pick(batch.hours_BL, position), similarity, shared)
+            table, row = encoded.merged_Pd, pair
+        similarity, shared = _similarity(encoded, torch.where(mask, pair, -1))
+        return Kept(table, torch.where(mask, row, -1), _pick(batch.hours_BL, position), similarity, shared)
 
     def _target_weights(self, encoded: Encoded) -> Tensor:
         gated = encoded.gated
@@ -296,6 +296,16 @@ def serving_ranker(config: ModelConfig, tables: UnitTables, stats: CatalogueStat
     ranker = Ranker(config, tables, stats, torch.Generator())
     ranker.load_state_dict({k: v for k, v in state.items() if not k.startswith("channels.")})
     return ranker.eval()
+
+
+@torch.no_grad()
+def _similarity(encoded: Encoded, pair_BTK: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine of target and kept behaviour a modality, and whether both have it: [B, T, K, m] each."""
+    unit, present = encoded.gated.pairs.unit_NMd[:, TEXT:], encoded.gated.pairs.present_NM[:, TEXT:]
+    target = unit[encoded.target_BT]
+    similarity = [gathered_dot(target[:, :, m : m + 1], unit[:, m], pair_BTK)[:, :, 0] for m in range(NUM_CONTENT)]
+    shared = present[encoded.target_BT][:, :, None] & present[pair_BTK.clamp_min(0)] & (pair_BTK >= 0)[..., None]
+    return torch.stack(similarity, -1), shared
 
 
 def _pick(column: Tensor, position: Tensor) -> Tensor:

@@ -181,7 +181,7 @@ def test_sim_tiers_count_what_a_histogram_counts() -> None:
     similarity = torch.rand(1, 2, 9, 3, generator=g) * 2 - 1
     similarity[0, 0, 0] = 1.0
     shared, mask = torch.rand(1, 2, 9, 3, generator=g) < 0.8, torch.rand(1, 2, 9, generator=g) < 0.8
-    kept = Kept(torch.zeros(1, 2, 9, 4), mask, torch.zeros(1, 2, 9), similarity, shared)
+    kept = Kept(torch.zeros(1, 4), torch.where(mask, 0, -1), torch.zeros(1, 2, 9), similarity, shared)
     got = sim_tiers(kept, 8).expm1().reshape(1, 2, 3, 8)
     for t in range(2):
         for m in range(3):
