@@ -49,7 +49,8 @@ class _Dot(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[bad-override]
+        (grad,) = grad_outputs
         query, table, row = ctx.saved_tensors
         of_query = _run_pool(grad, table, row) if ctx.needs_input_grad[0] else None
         of_table = _run_scatter(grad, query, row, table) if ctx.needs_input_grad[1] else None
@@ -64,7 +65,8 @@ class _Pool(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # type: ignore[bad-override]
+        (grad,) = grad_outputs
         weight, table, row = ctx.saved_tensors
         of_weight = _run_dot(grad, table, row) if ctx.needs_input_grad[0] else None
         of_table = _run_scatter(weight, grad, row, table) if ctx.needs_input_grad[1] else None
