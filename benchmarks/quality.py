@@ -15,10 +15,10 @@ import numpy as np
 from benchmarks.common import Goal, publish
 from seminar.artifacts import Artifact, Store
 from seminar.config import Settings, load_settings
-from seminar.evaluation import SAMPLED, Rows
-from seminar.protocol import FLOORS
-from seminar.report import headline, table
-from seminar.summary import summarise
+from seminar.evaluate.evaluation import SAMPLED, Rows
+from seminar.evaluate.protocol import FLOORS
+from seminar.evaluate.report import headline, table
+from seminar.evaluate.summary import summarise
 from workflows import embed, evaluate, finetune, prepare, pretrain
 from workflows.runtime import absolute, ray_session
 

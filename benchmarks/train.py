@@ -28,7 +28,7 @@ from seminar.config import FinetuneConfig, ModelConfig
 from seminar.ranker import Ranker
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories, read_histories
-from seminar.training import Optimisers, train_step
+from seminar.train.training import Optimisers, train_step
 
 LENGTH, TOP_K, REQUESTS, PER_LANE = 1000, 200, 256, 16
 AUTHORS_PAIRS_PER_S = 500.0

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from seminar.artifacts import Artifact, Manifest, Store
 from seminar.channels import ChannelEncoder, UnitTables, unit_tables
-from seminar.codebook import CatalogueCodes, Codebooks, Stamp, load_codes
+from seminar.codes.codebook import CatalogueCodes, Codebooks, Stamp, load_codes
 from seminar.config import ModelConfig
 from seminar.errors import ArtifactError, VersionMismatch, explain
 from seminar.ranker import CatalogueStats, Ranker, load_ranker, serving_ranker

@@ -72,7 +72,7 @@ def _check(name: str, argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quarantine", type=Path)
     own = parser.parse_args(argv)
-    from seminar.tables import check_folder
+    from seminar.data.tables import check_folder
 
     report = check_folder(own.folder)
     print(report.render())

@@ -1,7 +1,7 @@
 """Histories in memory: one flat array a column plus offsets, never a Python object a behaviour.
 
 `Histories` is what a shard of the `pairs` artefact becomes when it is read, and what a served user's history becomes.
-Building the shards from events lives in `seminar/pairs.py`.
+Building the shards from events lives in `seminar/data/pairs.py`.
 """
 
 from dataclasses import dataclass

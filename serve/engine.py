@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seminar.artifacts import Store
-from seminar.history import Event, HistoryStore, Imported, import_histories
+from seminar.history.store import Event, HistoryStore, Imported, import_histories
 from seminar.schema import NONE, TASKS
 from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
 from serve import api

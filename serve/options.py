@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from seminar.artifacts import Store
 from seminar.bundle import Bundle
 from seminar.errors import ArtifactError, ConfigError, explain
-from seminar.history_lmdb import LMDBHistoryStore
+from seminar.history.lmdb_store import LMDBHistoryStore
 from seminar.schema import CTR, NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve.problems import problems_of

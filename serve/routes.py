@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 
 from seminar.errors import SeminarError, UnknownUser
-from seminar.history import HistoryFull
+from seminar.history.store import HistoryFull
 from serve import api
 from serve.engine import Engine
 from serve.problems import Refused, problems_of

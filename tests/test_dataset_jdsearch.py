@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from seminar.config import DataConfig
+from seminar.data.quarantine import count_reasons
 from seminar.datasets import Source, open_source
 from seminar.datasets.jdsearch import ANCHOR_MS
-from seminar.quarantine import count_reasons
 
 HEADER = (
     "query\tcandidate_wid_list\tcandidate_label_list\thistory_qry_list\thistory_wid_list\thistory_type_list\thistory_time_list"

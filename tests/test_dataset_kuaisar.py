@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 import pytest
 
 from seminar.config import DataConfig
+from seminar.data.quarantine import Loaded, count_reasons
 from seminar.datasets import Source, open_source
 from seminar.errors import DataError
-from seminar.quarantine import Loaded, count_reasons
 
 FIXTURE = Path(__file__).parent / "fixtures" / "kuaisar_format_synthetic"
 T = 1_684_738_200_000

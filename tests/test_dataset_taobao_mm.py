@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from seminar.config import DataConfig
+from seminar.data.quarantine import Loaded, count_reasons
 from seminar.datasets import Source, open_source
 from seminar.datasets.taobao_mm import TIMES
 from seminar.errors import DataError
-from seminar.quarantine import Loaded, count_reasons
 
 FIXTURE = Path(__file__).parent / "fixtures" / "taobao_mm_demo"
 

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from seminar.artifacts import Artifact
 from seminar.errors import ArtifactError, UnknownUser
-from seminar.history import CatalogueRows, Event, HistoryFull, HistoryStore, Imported, UserHistory, import_histories
-from seminar.history_lmdb import CHUNK, LMDBHistoryStore
+from seminar.history.lmdb_store import CHUNK, LMDBHistoryStore
+from seminar.history.store import CatalogueRows, Event, HistoryFull, HistoryStore, Imported, UserHistory, import_histories
 from seminar.sequences import Exposures, Histories, read_histories
 
 START_MS = 1_600_000_000_000
@@ -106,7 +106,7 @@ def test_any_order_of_appends_equals_sorting_whole_requests(appends: list[list[t
     expected: list[tuple[int, int, int, int]] = []
     sequence = 0
     with pytest.MonkeyPatch.context() as patch, temporary_store() as store:
-        patch.setattr("seminar.history_lmdb.CHUNK", 3)
+        patch.setattr("seminar.history.lmdb_store.CHUNK", 3)
         for number, batch in enumerate(appends):
             store.append("u", [event(sequence + i, minute, request_id=name) for i, (minute, name) in enumerate(batch)])
             groups = [name or minute for minute, name in batch]
@@ -190,15 +190,15 @@ def test_full_store_says_so_and_keeps_what_it_has(tmp_path: Path) -> None:
 
 def test_other_format_is_refused_with_both_sides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     LMDBHistoryStore(tmp_path / "h", max_gib=0.01).close()
-    monkeypatch.setattr("seminar.history_lmdb.FORMAT", b"2")
+    monkeypatch.setattr("seminar.history.lmdb_store.FORMAT", b"2")
     with pytest.raises(ArtifactError, match="got format 1, expected format 2"):
         LMDBHistoryStore(tmp_path / "h", max_gib=0.01)
 
 
 WRITER = """
 import sys
-from seminar.history import Event
-from seminar.history_lmdb import LMDBHistoryStore
+from seminar.history.store import Event
+from seminar.history.lmdb_store import LMDBHistoryStore
 store = LMDBHistoryStore(sys.argv[1], max_gib=0.25)
 for n in range(10**9):
     done = store.append(sys.argv[2], [Event(f"i{n}-{k}", 10**12 + n, event_id=f"{n}-{k}") for k in range(7)])

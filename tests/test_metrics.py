@@ -14,8 +14,8 @@ from sklearn.metrics import roc_auc_score
 from torchmetrics.functional.retrieval import retrieval_normalized_dcg, retrieval_reciprocal_rank
 
 from seminar.errors import InfeasibleMetrics
-from seminar.intervals import interval, ratio_of_totals, replicate, run_shares
-from seminar.metrics import auc, check_feasible, gauc, log_loss, rank_counts, ranking_metrics, weighted_auc
+from seminar.evaluate.intervals import interval, ratio_of_totals, replicate, run_shares
+from seminar.evaluate.metrics import auc, check_feasible, gauc, log_loss, rank_counts, ranking_metrics, weighted_auc
 
 FEW_LEVELS = st.lists(st.integers(0, 6), min_size=2, max_size=60)
 
@@ -197,7 +197,7 @@ def test_differences_of_two_statistics_are_paired() -> None:
 
 
 def test_block_size_does_not_change_the_number_of_replicates(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seminar.intervals._BLOCK_CELLS", 70)
+    monkeypatch.setattr("seminar.evaluate.intervals._BLOCK_CELLS", 70)
     statistic = ratio_of_totals(np.ones((10, 2)), np.ones((10, 2)))
     assert replicate([statistic], 10, np.random.default_rng(9), 25)[0].shape == (25, 2)
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seminar.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts
 from seminar.config import PrepareConfig
+from seminar.data.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts
+from seminar.data.pairs import build_shard
 from seminar.errors import DataError
-from seminar.pairs import build_shard
 from seminar.schema import CATALOGUE_ITEMS, EVENTS, ITEMS, ORIGINS, PAIRS, QUERIES, USERS
 from seminar.sequences import read_histories
 

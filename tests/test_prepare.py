@@ -7,15 +7,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from seminar import prepare
 from seminar.artifacts import Store
 from seminar.config import DataConfig, PrepareConfig, RayConfig, Settings
+from seminar.data import prepare
+from seminar.data.tables import TableSource
 from seminar.datasets import open_source
 from seminar.errors import DataError
 from seminar.hashing import stable_hash
 from seminar.schema import CATALOGUE_ITEMS, CATALOGUE_QUERIES, PAIRS, QUARANTINE
 from seminar.sequences import read_histories
-from seminar.tables import TableSource
 from tests.conftest import write_events
 from workflows.__main__ import main
 

@@ -13,10 +13,10 @@ from seminar.artifacts import Artifact
 from seminar.batching import Batch, Request
 from seminar.config import EvaluateConfig
 from seminar.errors import InfeasibleMetrics
-from seminar.evaluation import FULL, SAMPLED, Rows, evaluate_histories, score_requests
-from seminar.metrics import ranking_metrics
-from seminar.negatives import ItemPool, draw_negatives
-from seminar.protocol import (
+from seminar.evaluate.evaluation import FULL, SAMPLED, Rows, evaluate_histories, score_requests
+from seminar.evaluate.metrics import ranking_metrics
+from seminar.evaluate.negatives import ItemPool, draw_negatives
+from seminar.evaluate.protocol import (
     IN_HISTORY,
     POPULARITY,
     HeldOut,
@@ -279,13 +279,13 @@ def test_rows_agree_with_ranking_one_request_at_a_time(whole: Histories, pool: I
 
 def test_small_batches_give_the_same_scores(whole: Histories, pool: ItemPool, monkeypatch: pytest.MonkeyPatch) -> None:
     large = evaluate_histories(whole, pool, {"toy": by_item}, CONFIG, full_share=1.0)
-    monkeypatch.setattr("seminar.evaluation.CELLS", 400)
+    monkeypatch.setattr("seminar.evaluate.evaluation.CELLS", 400)
     small = evaluate_histories(whole, pool, {"toy": by_item}, CONFIG, full_share=1.0)
     assert small.ranked.equals(large.ranked)
 
 
 def test_a_batch_never_exceeds_the_cells_unless_one_request_does(whole: Histories, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seminar.evaluation.CELLS", 500)
+    monkeypatch.setattr("seminar.evaluate.evaluation.CELLS", 500)
     requests = [replace(_all_items(7), row=r, end=int(whole.lengths[r])) for r in range(len(whole))]
     sizes = []
 

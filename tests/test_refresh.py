@@ -30,8 +30,8 @@ from ray import serve
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
 from seminar.cli import main as seminar_main
-from seminar.codebook import Stamp
-from seminar.codebook_fit import fit
+from seminar.codes.codebook import Stamp
+from seminar.codes.codebook_fit import fit
 from seminar.config import (
     CodebookConfig,
     DataConfig,
@@ -42,14 +42,14 @@ from seminar.config import (
     ServeConfig,
     Settings,
 )
+from seminar.data.prepare import prepare_locally
 from seminar.datasets import open_source
 from seminar.errors import ConfigError, SeminarError
-from seminar.ledger import STEPS, Ledger, NightFailed, Record, name_of_night, night_lock
-from seminar.pointers import POINTERS, current_versions, move_back, move_pointers, restore
-from seminar.prepare import prepare_locally
-from seminar.refresh import Gate, Measured, Probe, found_share, judge
+from seminar.nightly.ledger import STEPS, Ledger, NightFailed, Record, name_of_night, night_lock
+from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
+from seminar.nightly.refresh import Gate, Measured, Probe, found_share, judge
+from seminar.nightly.strain import strain
 from seminar.scorer import Retrieved, ScoringHistory, Targets
-from seminar.strain import strain
 from serve.deploy import DeployError, Serve, config_of, served, swap
 from tests.bundles import CODEBOOKS, make_bundle, make_vectors
 from tests.conftest import HOUR_MS, START_MS
@@ -343,7 +343,7 @@ def test_night_is_named_after_its_run_id_else_the_day_it_sees(before: Place) -> 
 HOLD = """
 import sys, time
 from pathlib import Path
-from seminar.ledger import night_lock
+from seminar.nightly.ledger import night_lock
 
 with night_lock(Path(sys.argv[1]), "night 2020-01-01"):
     print("held", flush=True)

@@ -18,16 +18,16 @@ from safetensors.torch import save_file
 from seminar.artifacts import Artifact, Store
 from seminar.channels import VectorTables
 from seminar.config import CodebookConfig, EvaluateConfig, RayConfig, Settings
+from seminar.data.prepare import lineage
 from seminar.errors import ArtifactError, DataError, VersionMismatch
-from seminar.evaluation import FULL, IMPRESSIONS, RANKED, SAMPLED, Rows
-from seminar.metrics import auc, gauc, log_loss, ranking_metrics
-from seminar.plots import smooth
-from seminar.prepare import lineage
-from seminar.protocol import FLOORS, IN_HISTORY, POPULARITY
+from seminar.evaluate.evaluation import FULL, IMPRESSIONS, RANKED, SAMPLED, Rows
+from seminar.evaluate.metrics import auc, gauc, log_loss, ranking_metrics
+from seminar.evaluate.plots import smooth
+from seminar.evaluate.protocol import FLOORS, IN_HISTORY, POPULARITY
+from seminar.evaluate.report import Facts, write_report
+from seminar.evaluate.summary import ALL, LENGTH, summarise
 from seminar.ranker import Ranker
-from seminar.report import Facts, write_report
 from seminar.retrieval.exact import Recall
-from seminar.summary import ALL, LENGTH, summarise
 from tests.test_train_jobs import SMALL, tiny_vectors
 from workflows import evaluate, fit_codebooks
 

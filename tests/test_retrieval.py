@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from seminar.codebook import CatalogueCodes, Stamp, encode_block
-from seminar.codebook_fit import fit
+from seminar.codes.codebook import CatalogueCodes, Stamp, encode_block
+from seminar.codes.codebook_fit import fit
 from seminar.config import CodebookConfig
 from seminar.errors import ArtifactError, VersionMismatch
 from seminar.retrieval.base import Keys, Probe, TopK

@@ -13,11 +13,11 @@ from seminar.artifacts import Artifact
 from seminar.batching import Batch
 from seminar.config import FinetuneConfig, PretrainConfig
 from seminar.errors import ConfigError
-from seminar.lanes import bucketed_order, group_shards, read_shards
-from seminar.sampling import RequestSamples, WindowSamples, choose, finetune_lane, pretrain_lane, training_requests
 from seminar.schema import CTR, PSR
 from seminar.sequences import Exposures, Histories
-from seminar.training_negatives import NegativeSampler, Owned
+from seminar.train.lanes import bucketed_order, group_shards, read_shards
+from seminar.train.sampling import RequestSamples, WindowSamples, choose, finetune_lane, pretrain_lane, training_requests
+from seminar.train.training_negatives import NegativeSampler, Owned
 from tests.worlds import histories, vector_tables
 
 TABLES = vector_tables()
@@ -263,7 +263,7 @@ def test_lanes_epochs_and_seeds_differ(tiny_pairs: Artifact) -> None:
 
 @pytest.mark.parametrize("group_behaviours", [1, 10_000_000])
 def test_an_epoch_visits_every_request_once(tiny_pairs: Artifact, group_behaviours: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seminar.lanes.GROUP_BEHAVIOURS", group_behaviours)
+    monkeypatch.setattr("seminar.train.lanes.GROUP_BEHAVIOURS", group_behaviours)
     seen: list[tuple[int, ...]] = []
     for number in (0, 1):
         lane = lane_of(tiny_pairs, number, requests_per_lane=1, negatives_per_positive=0, exposures_per_request=0)

@@ -13,14 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seminar.coerce import coerce
 from seminar.config import DataConfig
+from seminar.data.coerce import coerce
+from seminar.data.quarantine import Loaded, Rows, count_reasons
+from seminar.data.tables import TableSource, check_folder
 from seminar.datasets import open_source
 from seminar.errors import DataError
 from seminar.hashing import stable_hash
-from seminar.quarantine import Loaded, Rows, count_reasons
 from seminar.schema import EVENTS, ITEMS, QUARANTINE
-from seminar.tables import TableSource, check_folder
 
 T = 1_600_000_000_000
 
@@ -185,7 +185,7 @@ def test_csv_keeps_leading_zeros_quotes_long_fields_and_counts_lines_that_do_not
 
 
 def test_parquet_is_cut_by_row_groups_and_parts_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seminar.table_source.PART_ROWS", 25)
+    monkeypatch.setattr("seminar.data.table_source.PART_ROWS", 25)
     n = 100
     log = pa.table(
         {"user_id": [str(i % 7) for i in range(n)], "item_id": ["a"] * n, "time_ms": [T + i for i in range(n)], "label": [1] * n}
@@ -248,7 +248,7 @@ def test_until_and_max_users_keep_the_same_rows_however_the_log_is_cut(tmp_path:
     expected = set(names[np.argsort(stable_hash(names))][:5].tolist())
     assert set(TableSource(config).users().table["user_id"].to_pylist()) == expected
     assert whole.to_pydict()["time_ms"] == [T + i * 1000 for i in range(100) if users[i] in expected]
-    monkeypatch.setattr("seminar.table_source.PART_ROWS", 10)
+    monkeypatch.setattr("seminar.data.table_source.PART_ROWS", 10)
     assert read_all(TableSource(config)).table.equals(whole)
 
 

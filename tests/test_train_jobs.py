@@ -24,7 +24,7 @@ from seminar.batching import WindowBatch
 from seminar.channels import VectorTables
 from seminar.config import FinetuneConfig, ModelConfig, PretrainConfig, RayConfig, Settings
 from seminar.errors import ConfigError, VersionMismatch
-from seminar.training import Optimisers
+from seminar.train.training import Optimisers
 from tests.test_training import Unit, batch_of, run
 from workflows import finetune, pretrain
 from workflows.train_artifact import check_vectors, train_artifact

@@ -14,11 +14,11 @@ import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 
 from seminar.batching import WindowBatch
-from seminar.checkpoint import load_checkpoint, model_weights, save_checkpoint
 from seminar.config import PretrainConfig, TrainConfig
 from seminar.errors import ArtifactError, VersionMismatch
 from seminar.id_table import IdTable
-from seminar.training import Optimisers, learning_rate, num_pairs, train_step
+from seminar.train.checkpoint import load_checkpoint, model_weights, save_checkpoint
+from seminar.train.training import Optimisers, learning_rate, num_pairs, train_step
 from tests.worlds import seeded
 
 ROWS = 30

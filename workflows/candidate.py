@@ -16,14 +16,14 @@ from numpy import ndarray
 
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import assemble
-from seminar.codebook import Codebooks, load_codes
+from seminar.codes.codebook import Codebooks, load_codes
 from seminar.config import Settings
-from seminar.ledger import Ledger
-from seminar.negatives import ItemPool
-from seminar.refresh import Probe, choose_probes
+from seminar.evaluate.negatives import ItemPool
+from seminar.nightly.ledger import Ledger
+from seminar.nightly.refresh import Probe, choose_probes
+from seminar.nightly.strain import Strain, strain
 from seminar.schema import CHANNELS
 from seminar.sequences import read_histories
-from seminar.strain import Strain, strain
 from workflows import embed, fit_codebooks, prepare
 from workflows.fit_codebooks import FILE, SIDES, Source, row_blocks
 

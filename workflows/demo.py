@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 
 from seminar.artifacts import Artifact, Store
 from seminar.config import Settings
-from seminar.negatives import ItemPool
-from seminar.protocol import held_out_pairs, ranking_request
+from seminar.evaluate.negatives import ItemPool
+from seminar.evaluate.protocol import held_out_pairs, ranking_request
 from seminar.schema import NONE
 from seminar.sequences import read_histories
 from serve.run import run as serve

@@ -20,19 +20,19 @@ import torch
 from seminar import errors
 from seminar.artifacts import Artifact, Draft, Store
 from seminar.channels import ChannelEncoder, unit_tables
-from seminar.code_recall import code_recall
-from seminar.codebook import Stamp, load_codes
+from seminar.codes.codebook import Stamp, load_codes
 from seminar.config import EvaluateConfig, RayConfig, Settings
 from seminar.errors import SeminarError, VersionMismatch, explain
-from seminar.evaluation import Rows, evaluate_histories
-from seminar.negatives import ItemPool
+from seminar.evaluate.code_recall import code_recall
+from seminar.evaluate.evaluation import Rows, evaluate_histories
+from seminar.evaluate.negatives import ItemPool
+from seminar.evaluate.protocol import ScoreFn, floors, held_out_pairs, ranking_request
+from seminar.evaluate.report import Facts, headline, protocol_sentence, table, write_report
+from seminar.evaluate.summary import summarise
 from seminar.progress import Progress
-from seminar.protocol import ScoreFn, floors, held_out_pairs, ranking_request
 from seminar.ranker import load_ranker
-from seminar.report import Facts, headline, protocol_sentence, table, write_report
 from seminar.retrieval.exact import Recall
 from seminar.sequences import Histories, read_histories
-from seminar.summary import summarise
 from workflows.runtime import ray_session
 
 USERS_A_PART = 128

@@ -12,9 +12,9 @@ from seminar.batching import Batch
 from seminar.channels import ChannelEncoder, VectorTables
 from seminar.config import FinetuneConfig, ModelConfig, Settings
 from seminar.errors import VersionMismatch, explain
-from seminar.lanes import Lane
 from seminar.ranker import Ranker
-from seminar.sampling import finetune_lane
+from seminar.train.lanes import Lane
+from seminar.train.sampling import finetune_lane
 from workflows.train_artifact import shard_paths, train_artifact
 
 

@@ -20,10 +20,10 @@ from numpy import ndarray
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import assemble
 from seminar.channels import ChannelEncoder, VectorTables
-from seminar.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
-from seminar.codebook_fit import fit, sample_rows
+from seminar.codes.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
+from seminar.codes.codebook_fit import fit, sample_rows
+from seminar.codes.kmeans import Gather, Statistics, statistics
 from seminar.config import CodebookConfig, Settings
-from seminar.kmeans import Gather, Statistics, statistics
 from seminar.progress import Progress
 from seminar.ranker import load_ranker
 from seminar.schema import ATTRIBUTES, CHANNELS, IMAGE, QUERY, TEXT

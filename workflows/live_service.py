@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from seminar.bundle import Bundle
 from seminar.errors import explain
-from seminar.refresh import Probe
+from seminar.nightly.refresh import Probe
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve import api

@@ -9,9 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from seminar import prepare
 from seminar.artifacts import Artifact, Store
 from seminar.config import PrepareConfig, Settings
+from seminar.data import prepare
 from seminar.datasets import Part, Source, open_source
 from seminar.progress import Progress
 from workflows.runtime import Step, ray_session, stream

@@ -9,9 +9,9 @@ from seminar.artifacts import Artifact, Store
 from seminar.batching import WindowBatch
 from seminar.channels import VectorTables
 from seminar.config import ModelConfig, PretrainConfig, Settings
-from seminar.lanes import Lane
 from seminar.psu import PSU
-from seminar.sampling import pretrain_lane
+from seminar.train.lanes import Lane
+from seminar.train.sampling import pretrain_lane
 from workflows.train_artifact import shard_paths, train_artifact
 
 

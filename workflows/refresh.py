@@ -4,7 +4,7 @@
     publish -> histories -> swap -> verify                         from the first pointer on, a failure rolls everything back
 
 The night continues the bundle in use and its model: appended items get vectors and codes, the model stays. The ledger under
-<workdir>/refresh/<run_id>/ says what is done (seminar/ledger.py); steps find their own artefacts by what they are made from.
+<workdir>/refresh/<run_id>/ says what is done (seminar/nightly/ledger.py); steps find their artefacts by what they are made from.
 """
 
 import time
@@ -16,12 +16,12 @@ from seminar.artifacts import Artifact, Store, write_atomically
 from seminar.bundle import Bundle
 from seminar.config import Settings
 from seminar.errors import ArtifactError, ConfigError, explain
-from seminar.history import import_histories
-from seminar.history_lmdb import LMDBHistoryStore
-from seminar.ledger import STEPS, Ledger, NightFailed, name_of_night, night_lock
-from seminar.night_report import render
-from seminar.pointers import POINTERS, current_versions, move_back, move_pointers, restore
-from seminar.refresh import judge, measure
+from seminar.history.lmdb_store import LMDBHistoryStore
+from seminar.history.store import import_histories
+from seminar.nightly.ledger import STEPS, Ledger, NightFailed, name_of_night, night_lock
+from seminar.nightly.night_report import render
+from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
+from seminar.nightly.refresh import judge, measure
 from serve.deploy import DeployError
 from workflows.candidate import Candidate
 from workflows.live_service import LiveService

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seminar.artifacts import Artifact, Store
-from seminar.checkpoint import model_weights
 from seminar.config import Settings, TrainConfig
 from seminar.errors import VersionMismatch, explain
-from seminar.lanes import Lane
+from seminar.train.checkpoint import model_weights
+from seminar.train.lanes import Lane
 from workflows.runtime import ray_session
 from workflows.train_loop import TrainJob, train
 

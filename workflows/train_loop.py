@@ -25,11 +25,11 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from torch import nn
 
-from seminar.checkpoint import load_checkpoint, save_checkpoint
 from seminar.config import RayConfig, TrainConfig
 from seminar.errors import ConfigError, SeminarError, explain
-from seminar.lanes import Lane
-from seminar.training import Optimisers, StepResult, broadcast_parameters, train_step
+from seminar.train.checkpoint import load_checkpoint, save_checkpoint
+from seminar.train.lanes import Lane
+from seminar.train.training import Optimisers, StepResult, broadcast_parameters, train_step
 from workflows.train_watch import Watch, note_progress
 
 FINAL = (SeminarError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)

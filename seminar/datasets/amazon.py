@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seminar.coerce import coerce, first_of_each
 from seminar.config import DataConfig
+from seminar.data.coerce import coerce, first_of_each
+from seminar.data.quarantine import Loaded, Rows, concat, empty_quarantine
+from seminar.data.readers import gather, json_blocks, with_rejected
 from seminar.datasets.base import Part, fingerprint_files, in_bucket, join_text, make_cut, select, token_lists, user_buckets
 from seminar.errors import DataError, explain
-from seminar.quarantine import Loaded, Rows, concat, empty_quarantine
-from seminar.readers import gather, json_blocks, with_rejected
 from seminar.schema import ITEMS, QUERIES, USERS
 
 BYTES_PER_PART = 128 << 20

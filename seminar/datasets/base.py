@@ -16,9 +16,9 @@ from numpy import ndarray
 
 from seminar.artifacts import sha256_of
 from seminar.config import DataConfig
+from seminar.data.quarantine import Loaded, Rows
 from seminar.errors import DataError, explain
 from seminar.hashing import stable_hash
-from seminar.quarantine import Loaded, Rows
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def fingerprint_files(root: Path, files: Iterable[Path]) -> str:
 
 
 _LOADERS = {
-    "tables": ("seminar.table_source", "TableSource"),
+    "tables": ("seminar.data.table_source", "TableSource"),
     "complete_journey": ("seminar.datasets.complete_journey", "CompleteJourney"),
     "kuaisar": ("seminar.datasets.kuaisar", "KuaiSAR"),
     "amazon": ("seminar.datasets.amazon", "AmazonReviews"),

@@ -17,11 +17,11 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from seminar.config import DataConfig
+from seminar.data.quarantine import Loaded, Rejects, Rows, empty_quarantine
 from seminar.datasets.base import Part, fingerprint_files, join_text, make_cut, select, token_lists
 from seminar.datasets.complete_journey_files import batches, millis, package_data, read_week
 from seminar.datasets.exposures import Promotions, sample_exposures
 from seminar.errors import DataError, explain
-from seminar.quarantine import Loaded, Rejects, Rows, empty_quarantine
 from seminar.schema import EVENTS, ITEMS, QUERIES, USERS
 
 NOT_PRODUCTS = ("COUPON/MISC ITEMS", "FUEL")

@@ -15,12 +15,12 @@ import pyarrow.compute as pc
 from jaxtyping import Int
 from numpy import ndarray
 
-from seminar.coerce import coerce, first_of_each
-from seminar.columns import cast, text_of
 from seminar.config import DataConfig
+from seminar.data.coerce import coerce, first_of_each
+from seminar.data.columns import cast, text_of
+from seminar.data.quarantine import Loaded, Rejects, Rows, concat, empty_quarantine
+from seminar.data.readers import csv_blocks, gather, with_rejected
 from seminar.datasets.base import Part, fingerprint_files, in_bucket, make_cut, required_file, select, token_lists, user_buckets
-from seminar.quarantine import Loaded, Rejects, Rows, concat, empty_quarantine
-from seminar.readers import csv_blocks, gather, with_rejected
 from seminar.schema import EVENTS, ITEMS, QUERIES, USERS
 
 ANCHOR_MS = 1_672_531_200_000

@@ -11,12 +11,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seminar.coerce import coerce, first_of_each, repeats
-from seminar.columns import cast, text_of
 from seminar.config import DataConfig
+from seminar.data.coerce import coerce, first_of_each, repeats
+from seminar.data.columns import cast, text_of
+from seminar.data.quarantine import Loaded, Rejects, Rows, concat, empty_quarantine
+from seminar.data.readers import csv_blocks, csv_names, gather, with_rejected
 from seminar.datasets.base import Part, fingerprint_files, in_bucket, make_cut, required_file, select, token_lists, user_buckets
-from seminar.quarantine import Loaded, Rejects, Rows, concat, empty_quarantine
-from seminar.readers import csv_blocks, csv_names, gather, with_rejected
 from seminar.schema import ITEMS, QUERIES, USERS
 
 BYTES_PER_PART = 256 << 20

@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Int
 from numpy import ndarray
 
-from seminar.coerce import coerce, first_of_each
 from seminar.config import DataConfig
+from seminar.data.coerce import coerce, first_of_each
+from seminar.data.quarantine import Loaded, Rejects, Rows, concat, empty_quarantine
 from seminar.datasets.base import Part, fingerprint_files, make_cut, token_lists
 from seminar.errors import DataError, explain
-from seminar.quarantine import Loaded, Rejects, Rows, concat, empty_quarantine
 from seminar.schema import ITEMS, QUERIES, USERS
 
 TIMES = {"train": 1_735_689_600_000, "test": 1_735_776_000_000}

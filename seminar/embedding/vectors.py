@@ -20,10 +20,10 @@ from safetensors.numpy import load_file, save_file
 from seminar.artifacts import Artifact
 from seminar.channels import VectorTables
 from seminar.config import EmbedConfig
+from seminar.data.prepare import lineage
 from seminar.embedding.base import Encoded
 from seminar.embedding.contents import Contents, attribute_hashes, collect_contents
 from seminar.embedding.pieces import ENCODERS, Piece, PieceEncoder
-from seminar.prepare import lineage
 from seminar.schema import NONE
 
 RECIPE = 1

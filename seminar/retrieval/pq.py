@@ -14,7 +14,7 @@ from jaxtyping import Float, Float32, UInt8
 from numpy import ndarray
 from torch import Tensor
 
-from seminar.codebook import CatalogueCodes, Codebooks
+from seminar.codes.codebook import CatalogueCodes, Codebooks
 from seminar.errors import ArtifactError, explain
 from seminar.retrieval.base import Keys, Probe, TopK, best, fold_gate
 from seminar.retrieval.exact import ExactRetriever

@@ -14,12 +14,12 @@ import pyarrow as pa
 
 from seminar.artifacts import write_atomically
 from seminar.config import EvaluateConfig
-from seminar.evaluation import FULL, SAMPLED
-from seminar.intervals import CONFIDENCE, REPLICATES
-from seminar.plots import draw_plots
-from seminar.protocol import FLOORS, IN_HISTORY, POPULARITY
+from seminar.evaluate.evaluation import FULL, SAMPLED
+from seminar.evaluate.intervals import CONFIDENCE, REPLICATES
+from seminar.evaluate.plots import draw_plots
+from seminar.evaluate.protocol import FLOORS, IN_HISTORY, POPULARITY
+from seminar.evaluate.summary import ALL, FLAGS, IMPRESSIONS, LENGTH
 from seminar.retrieval.exact import Recall
-from seminar.summary import ALL, FLAGS, IMPRESSIONS, LENGTH
 
 RecordLine = Mapping[str, Any]
 SHOWN = ("HIT@1", "HIT@10", "HIT@50", "NDCG@10", "NDCG@50", "MRR", "AUC")

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from seminar.config import PrepareConfig
-from seminar.ordering import Events, changes, encode_events, find_repeats, order_behaviours, order_exposures, rank_requests
+from seminar.data.ordering import Events, changes, encode_events, find_repeats, order_behaviours, order_exposures, rank_requests
 from seminar.schema import NONE, ORIGINS, PAIRS
 
 

@@ -1,7 +1,7 @@
 """Sampled negatives of training: same category, not taken in the request (or by the user), a whole batch at a time.
 
 Only what lies before train_end is left out: a negative may be an item the user takes later, as in any live system, because
-leaving those out would tell the model what the held-out part holds. (Evaluation draws its lists in `seminar/negatives.py`.)
+leaving those out would tell the model what the held-out part holds. (`seminar/evaluate/negatives.py` is evaluation's.)
 """
 
 from typing import Literal

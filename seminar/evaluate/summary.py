@@ -14,10 +14,10 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
 from seminar.errors import DataError, explain
-from seminar.evaluation import SAMPLED, Rows
-from seminar.intervals import REPLICATES, Statistic, interval, ratio_of_totals, replicate, run_shares
-from seminar.metrics import check_feasible, group_auc, log_loss, ranking_metrics, weighted_auc
-from seminar.protocol import FLOORS
+from seminar.evaluate.evaluation import SAMPLED, Rows
+from seminar.evaluate.intervals import REPLICATES, Statistic, interval, ratio_of_totals, replicate, run_shares
+from seminar.evaluate.metrics import check_feasible, group_auc, log_loss, ranking_metrics, weighted_auc
+from seminar.evaluate.protocol import FLOORS
 from seminar.schema import ORIGINS
 
 IMPRESSIONS = "impressions"

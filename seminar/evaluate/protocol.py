@@ -16,8 +16,8 @@ from torch import Tensor
 
 from seminar.batching import Batch, Request
 from seminar.config import EvaluateConfig
+from seminar.evaluate.negatives import ItemPool, draw_negatives
 from seminar.hashing import mix64, stable_hash
-from seminar.negatives import ItemPool, draw_negatives
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories
 

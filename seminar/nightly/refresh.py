@@ -12,9 +12,9 @@ import numpy as np
 from seminar.bundle import Bundle
 from seminar.config import EvaluateConfig, RefreshConfig
 from seminar.errors import ArtifactError, explain
+from seminar.evaluate.negatives import ItemPool
+from seminar.evaluate.protocol import held_out_pairs, ranking_request
 from seminar.hashing import mix64, stable_hash
-from seminar.negatives import ItemPool
-from seminar.protocol import held_out_pairs, ranking_request
 from seminar.schema import NONE
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from seminar.sequences import Histories

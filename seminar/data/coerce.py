@@ -9,9 +9,9 @@ import pyarrow.compute as pc
 from jaxtyping import Bool
 from numpy import ndarray
 
-from seminar.columns import is_text, mask, to_field
+from seminar.data.columns import is_text, mask, to_field
+from seminar.data.quarantine import Loaded, Rejects, Rows
 from seminar.errors import DataError, explain
-from seminar.quarantine import Loaded, Rejects, Rows
 from seminar.schema import ORIGINS, TABLES
 
 _KEYS = {"items": "item_id", "queries": "query_id", "users": "user_id"}

@@ -23,12 +23,12 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from seminar.artifacts import Artifact, Draft, Store, write_atomically
-from seminar.buckets import read_bucket, replacing, write_by_shard, write_parquet
-from seminar.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts
 from seminar.config import DataConfig, PrepareConfig
+from seminar.data.buckets import read_bucket, replacing, write_by_shard, write_parquet
+from seminar.data.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts
+from seminar.data.pairs import build_shard
+from seminar.data.quarantine import contents
 from seminar.datasets.base import Part, Source
-from seminar.pairs import build_shard
-from seminar.quarantine import contents
 from seminar.schema import EVENTS, QUARANTINE
 
 DUPLICATE = "repeats an event"

@@ -1,7 +1,7 @@
 """Product quantisation of unit vectors, one codebook a channel: 16 bytes a channel instead of 256; recall figures in benchmarks/.
 
 Codes depend on the PSU's unit vectors alone, so gates, G_j, Wq and Wk may learn on without a re-encode. Codes and codebooks carry
-a stamp that names both, and nothing reads a mixture. Fitting lives in `seminar/codebook_fit.py`.
+a stamp that names both, and nothing reads a mixture. Fitting lives in `seminar/codes/codebook_fit.py`.
 """
 
 import json
@@ -15,8 +15,8 @@ from numpy import ndarray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from seminar.codes.kmeans import assign, split_spaces
 from seminar.errors import DataError, VersionMismatch, explain
-from seminar.kmeans import assign, split_spaces
 from seminar.schema import CHANNELS
 
 

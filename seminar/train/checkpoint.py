@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from seminar.errors import ArtifactError, VersionMismatch, explain
-from seminar.training import Optimisers
+from seminar.train.training import Optimisers
 
 CHECKPOINT_FORMAT = 1
 

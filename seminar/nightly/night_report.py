@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from seminar.ledger import STEPS, Record
+from seminar.nightly.ledger import STEPS, Record
 from seminar.schema import CHANNELS
 
 _STATES = {

@@ -1,6 +1,6 @@
 """The arithmetic of stored histories: how behaviours are ordered, merged and packed, 20 bytes each; knows no database.
 
-The order is that of `seminar/pairs.py`: requests by the time of their first behaviour, then by arrival; inside a request by time.
+The order is that of `seminar/data/pairs.py`: requests by the time of their first behaviour, then by arrival; inside one by time.
 """
 
 import struct
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
-from seminar.history import UserHistory
+from seminar.history.store import UserHistory
 from seminar.schema import NONE
 from seminar.sequences import Histories
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seminar.coerce import check_columns, coerce, first_of_each
 from seminar.config import DataConfig
+from seminar.data.coerce import check_columns, coerce, first_of_each
+from seminar.data.quarantine import Loaded, Rows, concat
+from seminar.data.readers import csv_blocks, csv_names, gather, with_rejected
 from seminar.datasets.base import Part, fingerprint_files, make_cut
 from seminar.errors import DataError, explain
-from seminar.quarantine import Loaded, Rows, concat
-from seminar.readers import csv_blocks, csv_names, gather, with_rejected
 from seminar.schema import OPTIONAL_TABLES, TABLES
 
 PART_ROWS = 1 << 20

@@ -13,11 +13,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Float32, Int
 from numpy import ndarray
 
-from seminar.codebook import Codebooks, Stamp
+from seminar.codes.codebook import Codebooks, Stamp
+from seminar.codes.kmeans import MAX_POINTS, Gather, lloyd, split_spaces, statistics
 from seminar.config import CodebookConfig
 from seminar.errors import ConfigError, DataError, VersionMismatch, explain
 from seminar.hashing import mix64
-from seminar.kmeans import MAX_POINTS, Gather, lloyd, split_spaces, statistics
 from seminar.schema import CHANNELS
 
 POINTS_PER_CENTROID = 39

@@ -16,9 +16,9 @@ import pyarrow.json
 from jaxtyping import Int
 from numpy import ndarray
 
-from seminar.columns import isolate
+from seminar.data.columns import isolate
+from seminar.data.quarantine import Loaded, Rows, empty_quarantine, quarantine_rows
 from seminar.errors import DataError, explain
-from seminar.quarantine import Loaded, Rows, empty_quarantine, quarantine_rows
 
 BLOCK_BYTES = 1 << 25
 """Text parsed at a time, and so the longest row."""

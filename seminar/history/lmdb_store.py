@@ -22,8 +22,8 @@ from jaxtyping import Int, Int32
 from numpy import ndarray
 
 from seminar.errors import ArtifactError, UnknownUser, explain
-from seminar.history import Appended, Event, HistoryFull, Imported, Kind, UserHistory
-from seminar.history_chunks import begun_at, columns_of, concatenate, merge, number_requests, pack, unpack
+from seminar.history.chunks import begun_at, columns_of, concatenate, merge, number_requests, pack, unpack
+from seminar.history.store import Appended, Event, HistoryFull, Imported, Kind, UserHistory
 from seminar.schema import NONE
 from seminar.sequences import Histories
 

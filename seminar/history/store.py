@@ -1,7 +1,7 @@
 """Histories of served users: what a store promises, its vocabulary, and the way from store-local ids to a bundle's rows.
 
 A store interns ids to small local numbers, so a history outlives every bundle and costs 20 bytes a behaviour; `CatalogueRows`
-translates for the bundle in use. The embedded implementation is `seminar/history_lmdb.py`.
+translates for the bundle in use. The embedded implementation is `seminar/history/lmdb_store.py`.
 """
 
 import threading
@@ -46,7 +46,7 @@ class Event:
 
 @dataclass(frozen=True)
 class UserHistory:
-    """One user's behaviours, oldest first, in local ids (query -1: none); the order is that of `seminar/pairs.py`.
+    """One user's behaviours, oldest first, in local ids (query -1: none); the order is that of `seminar/data/pairs.py`.
 
     time_ms_L: Unix ms. request_L: 0, 1, ... never decreasing.
     """

@@ -14,10 +14,10 @@ from numpy import ndarray
 
 from seminar.batching import Batch, Request, WindowBatch, collate, collate_windows
 from seminar.config import FinetuneConfig, PretrainConfig
-from seminar.lanes import Lane
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories
-from seminar.training_negatives import NegativeSampler, Owned, begins_request, users_and_positions
+from seminar.train.lanes import Lane
+from seminar.train.training_negatives import NegativeSampler, Owned, begins_request, users_and_positions
 
 
 def finetune_lane(

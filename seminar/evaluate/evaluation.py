@@ -20,9 +20,9 @@ from numpy import ndarray
 from seminar.artifacts import write_atomically
 from seminar.batching import Request, collate
 from seminar.config import EvaluateConfig
-from seminar.metrics import check_numbers, rank_counts
-from seminar.negatives import ItemPool
-from seminar.protocol import (
+from seminar.evaluate.metrics import check_numbers, rank_counts
+from seminar.evaluate.negatives import ItemPool
+from seminar.evaluate.protocol import (
     HeldOut,
     ScoreFn,
     full_ranking_request,

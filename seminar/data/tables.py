@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seminar.config import DataConfig
-from seminar.quarantine import Loaded, count_reasons, empty_quarantine
-from seminar.table_source import TableSource
+from seminar.data.quarantine import Loaded, count_reasons, empty_quarantine
+from seminar.data.table_source import TableSource
 
 __all__ = ["CheckReport", "TableSource", "check_folder"]
 

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from seminar.errors import ConfigError, explain
-from seminar.evaluation import SAMPLED
-from seminar.protocol import FLOORS
+from seminar.evaluate.evaluation import SAMPLED
+from seminar.evaluate.protocol import FLOORS
+from seminar.evaluate.summary import ALL, LENGTH
 from seminar.retrieval.exact import Recall
-from seminar.summary import ALL, LENGTH
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy import ndarray
 
-from seminar.codebook import Codebooks
+from seminar.codes.codebook import Codebooks
 
 
 @dataclass(frozen=True)

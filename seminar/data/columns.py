@@ -9,7 +9,7 @@ import pyarrow.json
 from jaxtyping import Bool
 from numpy import ndarray
 
-from seminar.quarantine import Rejects
+from seminar.data.quarantine import Rejects
 
 EARLIEST_MS, LATEST_MS = 631_152_000_000, 4_102_444_800_000
 """Plausible times, 1990-01-01 to 2100-01-01 UTC. The ranges of s, ms, us and ns do not overlap."""

@@ -1,0 +1,1 @@
+"""Product quantisation: codebooks from mergeable statistics, codes, stamps."""

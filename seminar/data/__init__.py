@@ -1,0 +1,1 @@
+"""From raw tables to sharded pair sequences: reading, checking, quarantine, ordering, the catalogue."""

@@ -1,0 +1,1 @@
+"""User histories that outlive any bundle: one protocol, an LMDB store."""

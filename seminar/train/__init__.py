@@ -1,0 +1,1 @@
+"""Training without a cluster: lanes, sampling, one step, exact checkpoints."""
