@@ -11,7 +11,7 @@ help:
 	@echo "make demo    raw logs -> trained model -> served scores, on real data, about five minutes"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff and pyrefly"
-	@echo "make bench   the short benchmarks; each writes JSON rows to benchmarks/results/"
+	@echo "make bench   the short benchmark: training speed; JSON rows go to benchmarks/results/"
 	@echo "make docs    the documentation site in site/"
 
 install: $(VENV)/.installed

@@ -6,10 +6,12 @@ import platform
 import resource
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+
+from seminar.errors import SeminarError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,8 +38,7 @@ def publish(name: str, goals: Sequence[Goal]) -> Path:
     context = {
         "command": " ".join([Path(sys.executable).name, "-m", *_module(), *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _git("rev-parse", "--short=12", "HEAD")
-        + ("+" if _git("status", "--porcelain", "--untracked-files=no") else ""),
+        "commit": _commit(),
         "machine": machine(),
     }
     width = max(len(goal.goal) for goal in goals)
@@ -51,6 +52,15 @@ def publish(name: str, goals: Sequence[Goal]) -> Path:
     path.write_text(json.dumps(rows, indent=1) + "\n")
     print(f"-> {path}")
     return path
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a benchmark; an error of input or settings is one sentence and exit code 2."""
+    try:
+        main()
+    except SeminarError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def machine() -> str:

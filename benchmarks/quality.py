@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.common import Goal, publish
+from benchmarks.common import Goal, publish, run
 from seminar.artifacts import Artifact, Store
 from seminar.config import Settings, load_settings
 from seminar.evaluate.evaluation import SAMPLED, Rows
@@ -84,4 +84,4 @@ def goals(lines: list[dict[str, Any]], seeds: int) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,10 +1,10 @@
 """One training step at L=1000, K=200, 256 requests, d=64 on this machine: pairs/s, peak memory, share of time by part.
 
-    python -m benchmarks.train [--workdir runs/complete_journey] [--quick]
+    python -m benchmarks.train [--config configs/complete_journey.toml] [--quick]
 
-Real histories of at least L behaviours from a prepared and embedded workdir. A scored pair is one (request, target); all
-targets of a request share its encoded history. The reference, about 500 pairs/s, is what the SEMINAR authors' public logs show
-on a CPU at this size, in evaluation alone.
+Real histories of at least L behaviours; the first run prepares and embeds them, about two minutes. A scored pair is one
+(request, target); all targets of a request share its encoded history. The reference, about 500 pairs/s, is what the SEMINAR
+authors' public logs show on a CPU at this size, in evaluation alone.
 """
 
 import argparse
@@ -20,15 +20,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from benchmarks.common import Goal, peak_memory_mib, publish
+from benchmarks.common import Goal, peak_memory_mib, publish, run
 from seminar.artifacts import Store
 from seminar.batching import Batch, Request, collate
 from seminar.channels import VectorTables
-from seminar.config import FinetuneConfig, ModelConfig
+from seminar.config import FinetuneConfig, ModelConfig, load_settings
 from seminar.ranker import Ranker
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories, read_histories
 from seminar.train.training import Optimisers, train_step
+from workflows import embed, prepare
+from workflows.runtime import absolute
 
 LENGTH, TOP_K, REQUESTS, PER_LANE = 1000, 200, 256, 16
 AUTHORS_PAIRS_PER_S = 500.0
@@ -36,14 +38,15 @@ AUTHORS_PAIRS_PER_S = 500.0
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/complete_journey"))
+    parser.add_argument("--config", type=Path, default=Path("configs/complete_journey.toml"))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="64 requests a step and one repetition")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    store = Store(arguments.workdir)
-    tables = VectorTables.load(store.open("vectors"))
-    pairs = store.open("pairs")
+    settings = absolute(load_settings(arguments.config))
+    store = Store(settings.workdir)
+    pairs = prepare.run(settings, store)
+    tables = VectorTables.load(embed.run(settings, store))
     shards = [pq.read_table(pairs.file(name)) for name in sorted(pairs.manifest.files) if name.startswith("shards/")]
     histories = read_histories(pa.concat_tables(shards))
     requests, repeats = (64, 1) if arguments.quick else (REQUESTS, 3)
@@ -132,4 +135,4 @@ def parts(ranker: Ranker, optimisers: Optimisers, batches: dict[int, Batch], con
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

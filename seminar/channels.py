@@ -153,10 +153,6 @@ class ChannelEncoder(nn.Module):
         content = torch.where(known, self.query_row[rows.clamp_min(0)].long(), -1) if len(self.query_row) else rows.clamp_max(-1)
         return _content(self.query, content, self.project_query)
 
-    def embed_queries(self, vectors: Float[Tensor, "N Dt"]) -> Float[Tensor, "N d"]:
-        """Unit vectors of query texts outside the catalogue, from their text-encoder vectors."""
-        return functional.normalize(vectors.float() @ self.project_query, dim=-1)
-
     def fingerprint(self) -> str:
         """SHA-256 of the parameters unit vectors depend on; codes carry it and loading compares it."""
         digest = hashlib.sha256()

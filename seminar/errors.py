@@ -29,10 +29,6 @@ class UnknownUser(SeminarError):
     """A request names a user that the history store has never seen."""
 
 
-class UnknownItem(SeminarError):
-    """A request names an item that the catalogue does not hold."""
-
-
 def explain(what: str, *, got: object, expected: object, fix: str) -> str:
     """One clear sentence: `explain("column 'item_id'", got="float64", expected="string or integer", fix="cast ...")`."""
     return f"{what}: got {got}, expected {expected}; {fix}"

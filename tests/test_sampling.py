@@ -1,5 +1,6 @@
 """Lanes and what they draw: deterministic, complete, and blind to what is held out."""
 
+import tracemalloc
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -206,6 +207,21 @@ def test_a_request_whose_category_is_exhausted_loses_its_negatives_only() -> Non
     samples = requests_of(everything, newest_requests=1, negatives_outside="history")
     batch = samples.draw(np.arange(1), np.random.default_rng(0))
     assert batch.label_BT[0].tolist() == [1.0, 1.0]
+
+
+def test_memory_does_not_grow_with_users_times_items() -> None:
+    """The public code unions sets of users x items; here 20,000 users and a million items need what their behaviours need."""
+    users, num_items = 20_000, 1_000_000
+    many = replace(
+        histories([3] * users, TABLES), item=np.random.default_rng(0).integers(0, num_items, 3 * users).astype(np.int32)
+    )
+    tracemalloc.start()
+    negatives = NegativeSampler(np.zeros(num_items, np.int32), np.ones(num_items, np.int64))
+    owner = np.random.default_rng(1).integers(0, users, 50_000)
+    negatives.draw(np.zeros(50_000, np.int64), owner, Owned(many, num_items), np.random.default_rng(2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6, "users x items bits would be 2.5 GB"
 
 
 # --- windows

@@ -146,7 +146,7 @@ def _close(settings: Settings, steps: Steps, report: Artifact, url: str) -> None
     total = sum(steps.seconds.values())
     print(f"\nAll of it took {total:.0f} s: " + ", ".join(f"{name} {seconds:.0f}" for name, seconds in steps.seconds.items()))
     print(f"Report:  {report.path}/report.md (with report.json and plots)")
-    print(f"Try it:  seminar demo --keep, then open {url}/docs")
+    print(f"Try it:  . .venv/bin/activate; seminar demo --keep    then open {url}/docs")
     print(
         f"Results of every step are versioned folders under {settings.workdir}; run again and finished steps are found at once."
     )
