@@ -25,6 +25,16 @@ from seminar.errors import ArtifactError, explain
 FORMAT = 1
 """Raised whenever the layout of any artefact changes; a reader refuses other formats and says both numbers."""
 
+_MADE_BY = {
+    "pairs": "prepare",
+    "vectors": "embed",
+    "psu": "pretrain",
+    "model": "finetune",
+    "codebooks": "fit-codebooks",
+    "bundle": "fit-codebooks",
+    "report": "evaluate",
+}
+
 
 class FileEntry(BaseModel):
     """Size and SHA-256 of one file of an artefact."""
@@ -242,7 +252,7 @@ class Store:
                     f"{kind} in {self.root}",
                     got="nothing published",
                     expected="a current version",
-                    fix=f"run the job that makes {kind}",
+                    fix=f"run `seminar {_MADE_BY[kind]}`" if kind in _MADE_BY else f"run the job that makes {kind}",
                 )
             )
         return json.loads(pointer.read_text())

@@ -9,7 +9,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -56,6 +56,11 @@ class VectorTables:
     @property
     def num_queries(self) -> int:
         return len(self.query_row)
+
+
+def encoders_of(vectors: Artifact) -> dict[str, Any]:
+    """What made these vectors, apart from the catalogue: encoders, their widths and versions. Part of a model's manifest."""
+    return {name: value for name, value in vectors.manifest.config.items() if name not in ("lineage", "image_files")}
 
 
 @dataclass(frozen=True)

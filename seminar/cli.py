@@ -50,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SeminarError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        # Errors of libraries may have no file and many lines, of which the last says what went wrong.
+        problem = error.strerror or (str(error).splitlines() or [type(error).__name__])[-1]
+        print("error:", f"{error.filename}: {problem}" if error.filename is not None else problem, file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on where it stopped", file=sys.stderr)
         return 130
@@ -72,12 +77,17 @@ def _check(name: str, argv: Sequence[str]) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--quarantine", type=Path)
     own = parser.parse_args(argv)
+    if own.quarantine and (own.quarantine.is_dir() or not own.quarantine.parent.is_dir()):
+        got = "a folder" if own.quarantine.is_dir() else "a file in a folder that does not exist"
+        fix = "name a file" if own.quarantine.is_dir() else "make the folder first"
+        raise ConfigError(explain(f"--quarantine {own.quarantine}", got=got, expected="a file to write", fix=fix))
     from seminar.data.tables import check_folder
 
     report = check_folder(own.folder)
     print(report.render())
     if own.quarantine:
         report.write_quarantine(own.quarantine)
+    report.require_behaviours()
     return 0
 
 

@@ -183,7 +183,7 @@ class FinetuneConfig(TrainConfig):
     distillation: float = Field(0.1, ge=0)
     """Weight of the loss that teaches GSU relevance the ESU's attention."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of targets whose ID is hidden, so that content learns to stand in for it."""
+    """Share of a batch's items whose ID is hidden, so that content learns to stand in for it."""
 
 
 class CodebookConfig(_Section):
@@ -303,11 +303,18 @@ def load_settings(path: Path | str | None = None, overrides: dict[str, Any] | No
     values: dict[str, Any] = {}
     if path is not None:
         try:
-            values = tomllib.loads(Path(path).read_text())
+            values = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise ConfigError(
                 explain(f"config {path}", got="no such file", expected="a TOML file", fix="check --config")
             ) from error
+        except OSError as error:
+            raise ConfigError(
+                explain(f"config {path}", got=error.strerror, expected="a readable TOML file", fix="check --config")
+            ) from error
+        except UnicodeDecodeError as error:
+            got = f"a byte that is not UTF-8 at position {error.start}"
+            raise ConfigError(explain(f"config {path}", got=got, expected="TOML in UTF-8", fix="save it as UTF-8")) from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(explain(f"config {path}", got=str(error), expected="valid TOML", fix="mend that line")) from error
     _merge(values, overrides or {})
@@ -342,9 +349,8 @@ def _sentence(path: Path | str | None, error: Any) -> str:
         return explain(f"{source}: {where}", got="an unknown key", expected="a known one", fix=hint)
     if error["type"] == "value_error":  # our own rules: the message already says got, expected and fix
         return ": ".join(part for part in (source, where, error["msg"].removeprefix("Value error, ")) if part)
-    return explain(
-        f"{source}: {where or 'settings'}", got=repr(error["input"])[:80], expected=error["msg"], fix="mend that value"
-    )
+    expected = error["msg"].removeprefix("Input should be ")
+    return explain(f"{source}: {where or 'settings'}", got=repr(error["input"])[:80], expected=expected, fix="mend that value")
 
 
 def _known_keys(location: tuple[Any, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from seminar.attention import TargetAttention
 from seminar.channels import ChannelGate, Pairs, gate_softmax
 from seminar.config import ModelConfig
-from seminar.retrieval.base import Probe
+from seminar.retrieval.base import Probe, newest_top_k
 from seminar.schema import NUM_CHANNELS
 
 
@@ -68,6 +68,6 @@ def target_gate_weights(gate_logit: Float[Tensor, "B T M"], present: Bool[Tensor
 
 @torch.no_grad()
 def keep_top_k(relevance: Float[Tensor, "B T L"], mask: Bool[Tensor, "B L"], k: int) -> Int[Tensor, "B T K"]:
-    """Positions of the K = min(k, L) most relevant behaviours; -1 where a user has fewer. PAD never wins."""
-    top = relevance.masked_fill(~mask[:, None], -torch.inf).topk(min(k, relevance.shape[-1]), dim=-1, sorted=False)
-    return torch.where(top.values > -torch.inf, top.indices, -1)
+    """Positions of the K = min(k, L) most relevant behaviours, the newest of equals; -1 where there are fewer. PAD never wins."""
+    kept = newest_top_k(relevance.masked_fill(~mask[:, None], -torch.inf), min(k, relevance.shape[-1]))
+    return torch.where(mask[:, None].expand_as(relevance).gather(-1, kept), kept, -1)

@@ -8,7 +8,7 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -16,7 +16,7 @@ from torch.nn import functional
 from seminar.artifacts import Artifact
 from seminar.attention import TargetAttention, masked_softmax
 from seminar.batching import Batch
-from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encode_pairs
+from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encode_pairs, encoders_of
 from seminar.config import ModelConfig
 from seminar.errors import VersionMismatch, explain
 from seminar.esu import ESU, NUM_CONTENT, Interest, Kept
@@ -108,14 +108,17 @@ class Ranker(nn.Module):
         return logit.masked_fill(~batch.mask_BT, -torch.inf)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Sum of the tasks' cross-entropies (each a mean over its targets) and the GSU's distillation from the ESU."""
+        """Cross-entropy of the targets under their tasks, and the GSU's distillation from the ESU.
+
+        `ctr` and `psr` are each task's sum divided by all targets, so that together they are the mean over targets.
+        """
         ranked = self.forward(batch)
         losses = {}
         for code, task in enumerate(TASKS):
             chosen = batch.mask_BT & (batch.task_BT == code)
             bce = functional.binary_cross_entropy_with_logits(ranked.logit_BTS[..., code], batch.label_BT, reduction="none")
             losses[task] = torch.where(chosen, bce, 0.0).sum() / batch.mask_BT.sum().clamp_min(1)
-        losses["distillation"] = distillation_loss(ranked)
+        losses["distillation"] = distillation_loss(ranked, batch.mask_BT)
         total = sum(losses[task] for task in TASKS) + self.distillation * losses["distillation"]
         return {"total": total, **losses}
 
@@ -249,16 +252,16 @@ class CatalogueStats:
         return cls(category, count, (total / members.clamp_min(1))[slots], count.sum())
 
 
-def distillation_loss(ranked: Ranked) -> Float[Tensor, ""]:
+def distillation_loss(ranked: Ranked, mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
     """KL from the ESU's mean attention to the GSU's softmax over the kept behaviours: what the GSU keeps is what the ESU wants.
 
-    The teacher and the keys are detached; only the GSU's own Wq, Wk and bq learn from it.
+    Mean over real targets (mask_BT) of users with a history. Teacher and keys are detached: only the GSU's Wq, Wk and bq learn.
     """
     teacher = ranked.interest.attention_BTHK.detach().mean(2)
     mask = ranked.relevance_BTK > -torch.inf
-    rows = mask.any(-1, keepdim=True)
+    rows = mask.any(-1, keepdim=True) & mask_BT[..., None]
     student = torch.where(rows, ranked.relevance_BTK, 0.0).log_softmax(-1)
-    divergence = torch.where(teacher > 0, teacher * (teacher.clamp_min(1e-12).log() - student), 0.0).sum(-1)
+    divergence = torch.where((teacher > 0) & rows, teacher * (teacher.clamp_min(1e-12).log() - student), 0.0).sum(-1)
     return divergence.sum() / rows.sum().clamp_min(1)
 
 
@@ -278,14 +281,17 @@ def load_ranker(model: Artifact, vectors: Artifact) -> Ranker:
 
 
 def _check_vectors(model: Artifact, vectors: Artifact) -> None:
+    """The vectors of training, or those of a later catalogue whose rows and encoders are the same."""
     trained, pairs = model.manifest.inputs["vectors"], model.manifest.inputs["pairs"]
-    continued = pairs.checksum in vectors.manifest.config["lineage"]
-    if vectors.manifest.checksum != trained.checksum and not continued:
+    later = vectors.manifest.inputs["pairs"].checksum != pairs.checksum
+    continued = later and pairs.checksum in vectors.manifest.config["lineage"]
+    alike = encoders_of(vectors) == model.manifest.config.get("encoders")
+    if vectors.manifest.checksum != trained.checksum and not (continued and alike):
         raise VersionMismatch(
             explain(
                 f"model {model.version}",
-                got=f"vectors {vectors.version}",
-                expected=f"vectors {trained.version}, or those of a catalogue that continues pairs {pairs.version}",
+                got=f"vectors {vectors.version} by {encoders_of(vectors)}",
+                expected=f"vectors {trained.version}, or by the same encoders of a continuation of pairs {pairs.version}",
                 fix="use the vectors it was trained with",
             )
         )

@@ -61,7 +61,7 @@ class ScoreRequest(Input):
     """How many of the best targets are explained."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "1", "targets": [{"item_id": "850942"}, {"item_id": "1029743"}]}]}
+        json_schema_extra={"examples": [{"user_id": "1738", "targets": [{"item_id": "1082185"}, {"item_id": "995242"}]}]}
     )
 
 
@@ -220,3 +220,5 @@ class Problem(Output):
 
 class ErrorResponse(Output):
     errors: list[Problem]
+    omitted: int = 0
+    """Further problems, which are not listed."""

@@ -100,9 +100,11 @@ class RemoteStages:
         try:
             retrieved = self._gsu.retrieve.remote(folder, history, targets)
             return await self._esu.rank.remote(folder, targets, retrieved, explain)
-        except BackPressureError as error:
-            fix = "retry in a moment, or raise max_replicas"
-            raise Refused(503, api.Problem(what="GSU or ESU", got="a full queue", expected="room", fix=fix)) from error
+        except (BackPressureError, DeploymentUnavailableError) as error:
+            full = isinstance(error, BackPressureError)
+            got, expected = ("a full queue", "room") if full else ("no healthy replica", "at least one")
+            fix = "retry in a moment, or raise max_replicas" if full else "retry in a moment, or look at `serve status`"
+            raise Refused(503, api.Problem(what="GSU or ESU", got=got, expected=expected, fix=fix)) from error
 
     async def hold(self, folder: Path) -> None:
         """All replicas of both stages load the bundle; whatever one of them refuses is raised here."""

@@ -7,6 +7,9 @@ from typing import Any
 from seminar.errors import SeminarError
 from serve import api
 
+MAX_NAME = 100
+"""Characters of a client's field name that an answer repeats."""
+
 
 class Refused(SeminarError):
     """A request that cannot be answered; carries the HTTP status and its problems."""
@@ -23,26 +26,34 @@ def problems_of(errors: Sequence[Mapping[str, Any]], known: Iterable[str] | None
 
 _FIXES = {
     "missing": "add it",
-    "json_invalid": "send valid JSON",
     "string_type": "ids are strings: quote it",
     "int_type": "send a whole number",
     "int_from_float": "send a whole number",
-    "greater_than_equal": "raise it; times are in milliseconds, not seconds",
-    "less_than_equal": "lower it; times are in milliseconds",
+    "greater_than_equal": "raise it",
+    "less_than_equal": "lower it",
     "value_error": "keep one of them",
 }
 
 
 def _problem(error: Mapping[str, Any], known: Sequence[str]) -> api.Problem:
     location = [part for part in error["loc"] if part != "body"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in location).lstrip(".") or "body"
-    kind, expected = error["type"], error["msg"].removeprefix("Value error, ")
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:MAX_NAME]}" for part in location).lstrip(".") or "body"
+    kind, name = error["type"], str(location[-1])[:MAX_NAME] if location else ""
+    if kind == "json_invalid":
+        got = f"{error['ctx']['error']} at character {location[-1]}"
+        return api.Problem(what="body", got=got, expected="JSON", fix="send valid JSON")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        near = difflib.get_close_matches(name, known, n=1)
         fix = f"did you mean {near[0]!r}?" if near else "remove it"
         return api.Problem(what=where, got="an unknown field", expected="a known one", fix=fix)
     got = "nothing" if kind == "missing" else repr(error.get("input"))[:80]
-    return api.Problem(what=where, got=got, expected=expected, fix=_FIXES.get(kind, "mend that value"))
+    expected = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if kind == "string_pattern_mismatch":
+        expected = "words, not only blanks or control characters" if name == "query" else "text without control characters"
+    fix = _FIXES.get(kind, "mend that value")
+    if name == "time_ms" and kind in ("greater_than_equal", "less_than_equal"):
+        fix += "; times are in milliseconds, not seconds or microseconds"
+    return api.Problem(what=where, got=got, expected=expected, fix=fix)
 
 
 _MODELS = (api.ScoreRequest, api.Target, api.EventsRequest, api.EventIn)

@@ -1,23 +1,33 @@
 """The HTTP interface: routes, and every error as the same JSON. Knows an Engine, not Ray, so it is tested in one process."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Depends, FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from seminar.errors import SeminarError, UnknownUser
+from seminar.errors import ArtifactError, SeminarError, UnknownUser
 from seminar.history.store import HistoryFull
 from serve import api
 from serve.engine import Engine
 from serve.problems import Refused, problems_of
 
+MAX_PROBLEMS = 10
+"""Problems told in one answer; the rest are counted."""
+MAX_BODY_BYTES = 1 << 24
+"""16 MiB, the largest body that is read: 10,000 events of 1.6 kB each."""
+MAX_PATH = 200
+"""Characters of a client's path that an answer repeats."""
+
 ERRORS = {
     404: {"model": api.ErrorResponse, "description": "No such user."},
-    413: {"model": api.ErrorResponse, "description": "More targets or events than the service takes at once."},
+    413: {"model": api.ErrorResponse, "description": "More targets, events or bytes than the service takes at once."},
     422: {"model": api.ErrorResponse, "description": "A malformed request, or an item or query id that the bundle lacks."},
-    503: {"model": api.ErrorResponse, "description": "Overloaded, or no bundle yet."},
+    503: {"model": api.ErrorResponse, "description": "Overloaded, no bundle yet, or one that is damaged."},
+    500: {"model": api.ErrorResponse, "description": "A bug in the service; its log says more."},
     507: {"model": api.ErrorResponse, "description": "The history store is full; nothing was stored."},
 }
 
@@ -38,11 +48,14 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
         title="SEMINAR",
         version="1",
         summary="Two-stage scoring of search and recommendation targets against lifelong histories.",
-        responses={status: ERRORS[status] for status in (422, 503)},
+        responses={status: ERRORS[status] for status in (422, 500, 503)},
     )
     app.include_router(_routes(service))
     app.add_exception_handler(RequestValidationError, _on_malformed)
     app.add_exception_handler(SeminarError, _on_refused)
+    app.add_exception_handler(HTTPException, _on_no_route)
+    app.add_exception_handler(Exception, _on_bug)
+    app.add_middleware(BodyLimit)
     return app
 
 
@@ -86,14 +99,49 @@ def _routes(service: Callable[[], Service]) -> APIRouter:
 
 async def _on_malformed(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    return _answer(422, problems_of(error.errors()))
+    errors = error.errors()
+    return _answer(422, problems_of(errors[:MAX_PROBLEMS]), omitted=max(0, len(errors) - MAX_PROBLEMS))
 
 
 async def _on_refused(_: Request, error: Exception) -> Response:
     if isinstance(error, Refused):
-        return _answer(error.status, error.problems)
-    status = 404 if isinstance(error, UnknownUser) else 507 if isinstance(error, HistoryFull) else 422
+        return _answer(error.status, error.problems[:MAX_PROBLEMS], omitted=max(0, len(error.problems) - MAX_PROBLEMS))
+    status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 422)
     return _answer(status, [_problem(str(error))])
+
+
+_STATUS = {UnknownUser: 404, HistoryFull: 507, ArtifactError: 503}
+
+
+async def _on_no_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    got = f"{request.method} {request.url.path[:MAX_PATH]}: {error.detail}"
+    problem = api.Problem(what="request", got=got, expected="a route and method of /openapi.json", fix="see /docs")
+    return _answer(error.status_code, [problem], headers=error.headers)
+
+
+async def _on_bug(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again behind this answer, so the log has its traceback; the client gets only its name.
+    got, fix = type(error).__name__, "report it with the service's log"
+    return _answer(
+        500, [api.Problem(what=f"{request.method} {request.url.path[:MAX_PATH]}", got=got, expected="an answer", fix=fix)]
+    )
+
+
+class BodyLimit:
+    """Refuses a body whose Content-Length is over MAX_BODY_BYTES before a byte of it is read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = dict(scope.get("headers", ())).get(b"content-length", b"0")
+        if length.isdigit() and int(length) > MAX_BODY_BYTES:
+            got, expected = f"{int(length)} bytes", f"at most {MAX_BODY_BYTES}"
+            problem = api.Problem(what="body", got=got, expected=expected, fix="split it over several requests")
+            await _answer(413, [problem])(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
 
 
 def _problem(sentence: str) -> api.Problem:
@@ -104,6 +152,9 @@ def _problem(sentence: str) -> api.Problem:
     return api.Problem(what=what, got=got, expected=expected, fix=fix)
 
 
-def _answer(status: int, problems: Sequence[api.Problem]) -> JSONResponse:
-    headers = {"Retry-After": "1"} if status == 503 else None
-    return JSONResponse(api.ErrorResponse(errors=list(problems)).model_dump(), status, headers)
+def _answer(
+    status: int, problems: Sequence[api.Problem], *, omitted: int = 0, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    retry = {"Retry-After": "1"} if status == 503 else {}
+    body = api.ErrorResponse(errors=list(problems), omitted=omitted).model_dump()
+    return JSONResponse(body, status, {**retry, **(headers or {})})

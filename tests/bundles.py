@@ -6,7 +6,7 @@ from safetensors.torch import save_file
 
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import assemble
-from seminar.channels import ChannelEncoder, VectorTables, unit_tables
+from seminar.channels import ChannelEncoder, VectorTables, encoders_of, unit_tables
 from seminar.codes.codebook import CatalogueCodes, Stamp, encode_block, save_codes
 from seminar.codes.codebook_fit import fit
 from seminar.config import CodebookConfig, EmbedConfig, ModelConfig
@@ -44,7 +44,11 @@ def make_model(store: Store, pairs: Artifact, vectors: Artifact, seed: int = 0, 
     with torch.no_grad():
         for parameter in ranker.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    draft = store.draft("model", {"pairs": pairs, "vectors": vectors}, {"model": config.model_dump(mode="json"), "seed": seed})
+    draft = store.draft(
+        "model",
+        {"pairs": pairs, "vectors": vectors},
+        {"model": config.model_dump(mode="json"), "seed": seed, "encoders": encoders_of(vectors)},
+    )
     save_file({name: value.contiguous() for name, value in ranker.state_dict().items()}, draft.path / "model.safetensors")
     return store.publish(draft)
 

@@ -14,7 +14,7 @@ from seminar import cli, flags
 from seminar.artifacts import Artifact, Store
 from seminar.cli import main, parse_job_args
 from seminar.config import Settings, load_settings
-from seminar.errors import ConfigError
+from seminar.errors import ArtifactError, ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.toml"))
@@ -119,6 +119,66 @@ def test_unknown_key_in_a_file_is_answered_with_the_near_name(capsys: pytest.Cap
     answer = complaint(capsys, "pretrain", "--config", str(path))
     assert "did you mean 'steps'?" in answer
     assert "typo.toml" in answer
+
+
+def test_config_that_cannot_be_read_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert "Is a directory" in complaint(capsys, "pretrain", "--config", str(tmp_path))
+    latin = tmp_path / "latin.toml"
+    latin.write_bytes('workdir = "kör"'.encode("latin-1"))
+    answer = complaint(capsys, "pretrain", "--config", str(latin))
+    assert "latin.toml: got a byte that is not UTF-8 at position 12" in answer
+
+
+def test_failure_of_the_file_system_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "pairs").mkdir()
+    (tmp_path / "pairs" / "current.json").mkdir()
+    version = published(Store(tmp_path / "other"), 1)
+    (version.path / "manifest.json").replace(tmp_path / "file")
+    blocked = tmp_path / "file" / "events"
+    assert complaint(capsys, "versions", "use", "pairs", "x", "--workdir", str(tmp_path / "file"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("seminar.data.tables.check_folder", lambda folder: (folder / "x").read_text())
+        assert complaint(capsys, "check", str(blocked)) == f"error: {blocked}/x: Not a directory\n"
+
+
+def dataset(path: Path, labels: list[object]) -> Path:
+    path.mkdir()
+    rows = [f"u,i{n},{1_600_000_000_000 + n},{label}\n" for n, label in enumerate(labels)]
+    (path / "events.csv").write_text("user_id,item_id,time_ms,label\n" + "".join(rows))
+    (path / "items.csv").write_text("item_id\ni0\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"), [([], "no good row"), ([7, 8], "no good row and 2 quarantined"), ([0, 0], "all with label 0")]
+)
+def test_check_of_tables_without_any_behaviour_fails_after_its_report(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, labels: list[object], said: str
+) -> None:
+    assert main(["check", str(dataset(tmp_path / "d", labels)), "--quarantine", str(tmp_path / "q.parquet")]) == 2
+    out, err = capsys.readouterr()
+    assert "good rows" in out
+    assert said in err
+    assert err.count("\n") == 1
+    assert (tmp_path / "q.parquet").is_file()
+
+
+def test_check_with_one_behaviour_passes(tmp_path: Path) -> None:
+    assert main(["check", str(dataset(tmp_path / "d", [0, 1]))]) == 0
+
+
+def test_quarantine_that_cannot_be_written_is_refused_before_the_check(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    data = str(dataset(tmp_path / "d", [1]))
+    assert "got a folder" in complaint(capsys, "check", data, "--quarantine", str(tmp_path))
+    assert "does not exist" in complaint(capsys, "check", data, "--quarantine", str(tmp_path / "new" / "q.parquet"))
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+
+
+def test_missing_artefact_names_the_command_that_makes_it(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="run `seminar fit-codebooks`"):
+        Store(tmp_path).open("bundle")
 
 
 def test_help_lists_every_job_and_loads_nothing_heavy() -> None:

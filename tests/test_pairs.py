@@ -55,10 +55,20 @@ def oracle(events, config):
                 requests.setdefault(key, []).append((row["time_ms"], place, row))
         taken = [(sorted((x for x in rows if x[2]["label"]), key=lambda x: x[:2]), rows) for rows in requests.values()]
         taken = sorted((x for x in taken if x[0]), key=lambda x: (x[0][0][0], min(p for _, p, _ in x[0])))
-        behaviours = [(number, row) for number, (bought, _) in enumerate(taken) for _, _, row in bought][-config.max_history :]
+        in_time = sorted(
+            ((time, whole, place, row) for whole, (bought, _) in enumerate(taken) for time, place, row in bought),
+            key=lambda x: x[:3],
+        )
+        behaviours, number, runs, before = [], -1, {}, None
+        for _, whole, _, row in in_time:
+            number += whole != before
+            before = whole
+            runs.setdefault(whole, number)
+            behaviours.append((number, row))
+        behaviours = behaviours[-config.max_history :]
         first = behaviours[0][0] if behaviours else 0
         exposures = []
-        for number, (bought, rows) in enumerate(taken):
+        for number, (bought, rows) in sorted(((runs[w], r) for w, r in enumerate(taken)), key=lambda x: x[0]):
             items = {row["item_id"] for _, _, row in bought}
             shown = sorted((x for x in rows if not x[2]["label"] and x[2]["item_id"] not in items), key=lambda x: x[:2])
             exposures += [(number - first, row) for _, _, row in shown if number >= first]
@@ -189,11 +199,11 @@ def test_items_of_one_moment_keep_file_order_and_form_one_request():
     assert got["request"] == [0, 1, 1, 1]
 
 
-def test_one_basket_stays_together_when_another_happens_meanwhile():
+def test_a_basket_is_cut_where_another_happens_so_that_no_history_holds_the_future():
     events = [event(item="i1", time=1, request="a"), event(item="i2", time=2, request="b"), event(item="i3", time=3, request="a")]
     got = history(shard(events))
-    assert got["item"] == ["i1", "i3", "i2"]
-    assert got["request"] == [0, 0, 1]
+    assert got["item"] == ["i1", "i2", "i3"]
+    assert got["request"] == [0, 1, 2]
 
 
 def test_same_request_id_of_two_users_is_two_requests():

@@ -112,6 +112,16 @@ def test_alignment_equals_a_loop_over_chunks_with_masks() -> None:
     torch.testing.assert_close(alignment_loss(unit, present, item, scale), torch.stack(losses).mean())
 
 
+def test_alignment_is_one_batched_product_however_many_chunks() -> None:
+    def products(chunks: int) -> int:
+        unit, item = torch.randn(chunks, 5, 3, 4, generator=seeded()), torch.arange(chunks * 5).view(chunks, 5)
+        with torch.profiler.profile() as profile:
+            alignment_loss(unit, torch.ones(chunks, 5, 3, dtype=torch.bool), item, torch.tensor(1.0))
+        return sum(event.count for event in profile.key_averages() if event.key in ("aten::bmm", "aten::mm"))
+
+    assert products(64) == products(2) == 1
+
+
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 2), (3, 1)])
 def test_small_batches_never_give_nan(batch: int, length: int) -> None:
     losses = psu().loss(windows(batch, length))

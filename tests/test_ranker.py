@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from seminar.channels import encode_pairs, unit_tables
+from seminar.config import FinetuneConfig
 from seminar.esu import Kept, sim_tiers
 from seminar.gsu import keep_top_k
 from seminar.ranker import CatalogueStats, Ranker, serving_ranker
+from seminar.train.training import Optimisers, train_step
 from tests.worlds import batch_of, seeded, small_config, vector_tables
 
 GATES = ["constant", "target", "behaviour"]
@@ -174,6 +176,61 @@ def test_top_k_never_returns_padding() -> None:
     kept = keep_top_k(relevance, mask, 4)
     assert (kept[0] >= 0).all()
     assert set(kept[1].flatten().tolist()) == {-1, 0, 1}
+
+
+def test_of_equal_behaviours_the_newest_are_kept_whatever_the_padding() -> None:
+    levels = torch.randint(0, 8, (2, 3, 200), generator=seeded()).float()
+    for k in (1, 7, 50, 199, 200):
+        kept = keep_top_k(levels, torch.ones(2, 200, dtype=torch.bool), k)
+        padded = torch.nn.functional.pad(levels, (0, 300), value=99.0)
+        mask = torch.arange(500).expand(2, -1) < 200
+        assert torch.equal(keep_top_k(padded, mask, k), kept)
+        for row, chosen in zip(levels.flatten(0, 1), kept.flatten(0, 1), strict=True):
+            expected = sorted(range(200), key=lambda p: (float(row[p]), p))[-k:]
+            assert sorted(chosen.tolist()) == sorted(expected)
+
+
+def test_padding_targets_and_behaviours_change_no_loss() -> None:
+    unit, batch = ranker(), batch_of([30, 12, 0], vector_tables())
+    unit.distillation = 0.5
+    sides = {"BL": 9, "BT": 20}
+    wider = {
+        name: torch.nn.functional.pad(value, (0, sides[name[-2:]])) if name[-2:] in sides else value
+        for name, value in vars(batch).items()
+    }
+    narrow, wide = unit.loss(batch), unit.loss(type(batch)(**wider))
+    assert float(narrow["distillation"]) > 0
+    for name in narrow:
+        torch.testing.assert_close(wide[name], narrow[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_a_hundred_candidates_cost_no_more_calls_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The history is encoded once a request and targets are scored together: the number of calls must not grow with them."""
+    unit, calls = ranker(), {"encode": 0, "fold": 0}
+    for owner, name in ((unit.channels, "unit_items"), (unit.gsu.attention, "fold"), (unit.esu.attention, "fold")):
+        plain = getattr(owner, name)
+
+        def counted(*args: torch.Tensor, plain=plain, name=name) -> object:
+            calls["fold" if name == "fold" else "encode"] += 1
+            return plain(*args)
+
+        monkeypatch.setattr(owner, name, counted)
+    unit.score(batch_of([20], vector_tables(), targets=1))
+    one = dict(calls)
+    unit.score(batch_of([20], vector_tables(), targets=30))
+    assert {name: calls[name] - one[name] for name in calls} == one == {"encode": 1, "fold": 3}
+
+
+def test_a_frozen_psu_stays_and_the_rest_learns() -> None:
+    unit = Ranker.build(small_config(freeze_psu=True), vector_tables(), seeded()).train()
+    config = FinetuneConfig(lanes=1, steps=5, warmup_steps=0)
+    optimisers, before = Optimisers(unit, config), unit.channels.fingerprint()
+    moving = {name: p.detach().clone() for name, p in unit.named_parameters() if p.requires_grad}
+    for step in range(3):
+        train_step(unit, {0: batch_of([30, 12], vector_tables(), seed=step)}, optimisers, step=step, config=config)
+    assert unit.channels.fingerprint() == before
+    assert not any(name.startswith("channels.") for name in moving)
+    assert not torch.equal(unit.gsu.transform, moving["gsu.transform"])
 
 
 def test_sim_tiers_count_what_a_histogram_counts() -> None:

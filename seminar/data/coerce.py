@@ -44,9 +44,7 @@ def check_columns(name: str, raw: pa.Schema, file: str) -> None:
     for field in schema:
         found = raw.get_all_field_indices(field.name)
         if len(found) > 1 or (not found and not field.nullable):
-            problem = "it twice" if found else f"columns {', '.join(raw.names) or 'none'}"
-            fix = "keep one of them" if found else f"add or rename it (required: {', '.join(_required(schema))})"
-            raise DataError(explain(f"{file}: column {field.name!r} of {name}", got=problem, expected="it once", fix=fix))
+            raise DataError(_repeated(field.name, file) if found else _missing(field.name, name, raw, file))
         if found:
             _check_type(field, raw.field(found[0]).type, f"{file}: column {field.name!r}")
     if name == "events" and "query_id" in raw.names and "query_origin" not in raw.names:
@@ -60,8 +58,23 @@ def check_columns(name: str, raw: pa.Schema, file: str) -> None:
         )
 
 
-def _required(schema: pa.Schema) -> list[str]:
-    return [f.name for f in schema if not f.nullable]
+def _repeated(column: str, file: str) -> str:
+    return explain(file, got=f"column `{column}` more than once", expected="it once", fix="keep one of them")
+
+
+def _missing(column: str, table: str, raw: pa.Schema, file: str) -> str:
+    required = ", ".join(f.name for f in TABLES[table] if not f.nullable)
+    separator = next((mark for mark in (";", "\t") if len(raw.names) == 1 and mark in raw.names[0]), None)
+    fix = f"add or rename it ({table} needs {required})"
+    if separator:
+        fix = f"separate columns by commas, not by {'semicolons' if separator == ';' else 'tabs'}"
+    return explain(
+        file, got=f"columns {', '.join(map(_shown, raw.names)) or 'none'}", expected=f"column `{column}` among them", fix=fix
+    )
+
+
+def _shown(name: str) -> str:
+    return name.replace("\t", "\\t")
 
 
 def _check_type(field: pa.Field, got: pa.DataType, where: str) -> None:

@@ -18,6 +18,19 @@ _UNITS = {"seconds": 1e-3, "microseconds": 1e3, "nanoseconds": 1e6}
 _INTEGER, _NUMBER, _DATE = r"^\s*[+-]?\d+\s*$", r"^\s*[+-]?\d+\.0*\s*$", r"^\s*\d{4}-\d\d-\d\d"
 
 
+_FLOAT_ID = r"^\d+\.\d+$|^\d+\.\d+[eE]\d+$|^\d+(\.\d+)?[eE][+-]\d+$"
+"""What a float column looks like in text. Digits around a bare `e` stay ids: hexadecimal ones look like that."""
+
+
+def float_ids(raw: pa.Table) -> Rejects:
+    """Rows of a CSV file in which an id was written as a float: "123.0" is no longer "123", and "1.23e+18" has lost digits."""
+    rejects = Rejects(raw.num_rows)
+    for name in raw.column_names:
+        if name.endswith("_id"):
+            rejects.add(mask(pc.match_substring_regex(raw[name], _FLOAT_ID)), "id was written as a float")
+    return rejects
+
+
 def to_field(field: pa.Field, raw: pa.Table, rejects: Rejects) -> pa.Array:
     """The column of a schema's field, nulls if `raw` lacks it; its type has passed `check_columns`."""
     if field.name not in raw.column_names:

@@ -1,7 +1,8 @@
 """In what order a user's behaviours stand, and which rows of a log are behaviours, exposures or repeats.
 
-Requests by the time of their first behaviour (ties: file order), inside a request by time, then file order. Rows of one
-request_id form a request; rows without one form a request with the other such rows of the same user and time.
+Behaviours by time; at one time by the request that began first, then file order. Rows of one request_id form a request; rows
+without one form a request with the other such rows of the same user and time. A request in whose middle another one of the user
+stands is cut there: otherwise the history of the other would hold what was done later.
 """
 
 from dataclasses import dataclass, fields
@@ -72,10 +73,7 @@ def find_repeats(rows: Events) -> Bool[ndarray, " E"]:
 
 
 def rank_requests(rows: Events) -> Int[ndarray, " E"]:
-    """Each row's request as a number that grows with (user, time of first behaviour, file order).
-
-    Numbers of one user are consecutive; requests without a behaviour come after the user's others.
-    """
+    """Each row's request as a number that grows with (user, time); requests without a behaviour have the largest numbers."""
     moment = np.where(rows.request == NONE, rows.time_ms, 0)
     order = np.lexsort((moment, rows.request, rows.user))
     opens = changes(rows.user[order], rows.request[order], moment[order])
@@ -90,6 +88,18 @@ def rank_requests(rows: Events) -> Int[ndarray, " E"]:
     return rank
 
 
+def cut_interleaved(rows: Events, rank: Int[ndarray, " E"]) -> Int[ndarray, " E"]:
+    """Requests (of `rank_requests`) as runs of behaviours in time, numbered likewise; exposures stay with the first run."""
+    taken = np.flatnonzero(rows.label == 1)
+    taken = taken[np.lexsort((rank[taken], rows.time_ms[taken], rows.user[taken]))]
+    run = np.cumsum(changes(rows.user[taken], rank[taken])) - 1
+    first = np.full(len(rank) + 1, NEVER)
+    np.minimum.at(first, rank[taken], run)
+    cut = np.where(first[rank] < NEVER, first[rank], len(taken) + rank)
+    cut[taken] = run
+    return cut
+
+
 def order_behaviours(rows: Events, rank: Int[ndarray, " E"], num_users: int, max_history: int) -> tuple[Int[ndarray, " L"], int]:
     """Rows with label 1 in their final order, the newest max_history of each user; and how many older ones were cut."""
     taken = np.flatnonzero(rows.label == 1)
@@ -100,15 +110,18 @@ def order_behaviours(rows: Events, rank: Int[ndarray, " E"], num_users: int, max
     return taken[kept], int(len(taken) - kept.sum())
 
 
-def order_exposures(rows: Events, rank: Int[ndarray, " E"], taken: Int[ndarray, " L"]) -> tuple[Int[ndarray, " X"], int]:
+def order_exposures(
+    rows: Events, whole: Int[ndarray, " E"], rank: Int[ndarray, " E"], taken: Int[ndarray, " L"]
+) -> tuple[Int[ndarray, " X"], int]:
     """Label-0 rows by request, time and file order, and how many were dropped.
 
-    Dropped: the request kept no behaviour, or the same item was taken in it, which contradicts the label.
+    whole, rank: requests before and after cutting. Dropped: the request kept no behaviour, or the same item was taken in it,
+    which contradicts the label.
     """
     shown = np.flatnonzero(rows.label != 1)
     bought = np.flatnonzero(rows.label == 1)
     width = int(rows.item.max(initial=0)) + 1
-    contradicted = _is_in(rank[shown] * width + rows.item[shown], rank[bought] * width + rows.item[bought])
+    contradicted = _is_in(whole[shown] * width + rows.item[shown], whole[bought] * width + rows.item[bought])
     kept = shown[_is_in(rank[shown], rank[taken]) & ~contradicted]
     return kept[np.lexsort((rows.time_ms[kept], rank[kept]))], len(shown) - len(kept)
 

@@ -13,7 +13,16 @@ from jaxtyping import Int
 from numpy import ndarray
 
 from seminar.config import PrepareConfig
-from seminar.data.ordering import Events, changes, encode_events, find_repeats, order_behaviours, order_exposures, rank_requests
+from seminar.data.ordering import (
+    Events,
+    changes,
+    cut_interleaved,
+    encode_events,
+    find_repeats,
+    order_behaviours,
+    order_exposures,
+    rank_requests,
+)
 from seminar.schema import NONE, ORIGINS, PAIRS
 
 
@@ -43,9 +52,10 @@ def build_shard(events: pa.Table, users: pa.Table, item_ids: pa.Array, query_ids
     all_rows = encode_events(events, user_ids, item_ids, query_ids)
     repeated = find_repeats(all_rows)
     rows = all_rows[np.flatnonzero(~repeated)]
-    rank = rank_requests(rows)
+    whole = rank_requests(rows)
+    rank = cut_interleaved(rows, whole)
     taken, trimmed = order_behaviours(rows, rank, len(user_ids), config.max_history)
-    shown, dropped = order_exposures(rows, rank, taken)
+    shown, dropped = order_exposures(rows, whole, rank, taken)
     history = _History.of(rows[taken], rank[taken], len(user_ids))
     train_end, val_end = history.split(config)
     chunks = _Chunks.of(history, config.chunk_length)

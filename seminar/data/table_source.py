@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from seminar.config import DataConfig
 from seminar.data.coerce import check_columns, coerce, first_of_each
+from seminar.data.columns import float_ids
 from seminar.data.quarantine import Loaded, Rows, concat
 from seminar.data.readers import csv_blocks, csv_names, gather, with_rejected
 from seminar.datasets.base import Part, fingerprint_files, make_cut
@@ -76,7 +77,7 @@ class TableSource:
         if not blocks:
             return Loaded(TABLES[name].empty_table(), concat([], TABLES[name]).quarantine)
         rows, rejected = gather(iter(blocks))
-        return with_rejected(coerce(name, rows), rejected)
+        return with_rejected(coerce(name, rows, rejects=float_ids(rows.table)), rejected)
 
     def _user_ids(self) -> Iterator[pa.Array]:
         for part in self.parts():
@@ -125,7 +126,7 @@ def _check_file(name: str, path: Path, folder: Path) -> list[str]:
         schema = _open_parquet(path).schema_arrow
     else:
         schema = pa.schema([(column, pa.string()) for column in csv_names(path)])
-    check_columns(name, schema, file)
+    check_columns(name, schema, str(path))
     extra = [column for column in schema.names if column not in TABLES[name].names]
     return [f"{file}: columns {', '.join(extra)} are not used"] if extra else []
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from seminar.config import DataConfig
 from seminar.data.quarantine import Loaded, count_reasons, empty_quarantine
 from seminar.data.table_source import TableSource
+from seminar.errors import DataError, explain
 
 __all__ = ["CheckReport", "TableSource", "check_folder"]
 
@@ -34,9 +35,18 @@ class CheckReport:
         return not self.quarantine.num_rows
 
     def write_quarantine(self, path: Path) -> None:
-        """All rejected rows as one Parquet file."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """All rejected rows as one Parquet file, in a folder that exists."""
         pq.write_table(self.quarantine, path)
+
+    def require_behaviours(self) -> None:
+        """Raise DataError if nothing could be made of these tables: no good event, or none that was taken."""
+        events, what = self.rows["events"], f"{self.folder}: table 'events'"
+        if not events:
+            got = f"no good row and {self.rejected['events']:,} quarantined ones"
+            raise DataError(explain(what, got=got, expected="at least one good row", fix="mend what the report counts"))
+        if not self.facts["behaviours (label 1)"]:
+            got = f"{events:,} good rows, all with label 0"
+            raise DataError(explain(what, got=got, expected="at least one behaviour", fix="set label 1 where an item was taken"))
 
     def render(self) -> str:
         """The report as text for a terminal."""

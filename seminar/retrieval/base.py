@@ -92,7 +92,27 @@ def best(relevance_TN: Float[Tensor, "T N"], k: int, position_TN: Int[Tensor, "T
 
     position_TN: where in the history each column stands, when the columns are candidates; else column l is position l.
     """
-    top = relevance_TN.topk(min(k, relevance_TN.shape[1]), dim=1)
-    position_TK = top.indices if position_TN is None else position_TN.gather(1, top.indices)
+    if position_TN is not None:
+        position_TN, order_TN = position_TN.sort(dim=1)
+        relevance_TN = relevance_TN.gather(1, order_TN)
+    column_TK = newest_top_k(relevance_TN, min(k, relevance_TN.shape[1]))
+    relevance_TK, order_TK = relevance_TN.gather(1, column_TK).sort(dim=1, descending=True, stable=True)
+    column_TK = column_TK.gather(1, order_TK)
+    position_TK = column_TK if position_TN is None else position_TN.gather(1, column_TK)
     short = (0, k - position_TK.shape[1])
-    return TopK(pad(position_TK, short, value=NONE), pad(top.values, short, value=-torch.inf))
+    return TopK(pad(position_TK, short, value=NONE), pad(relevance_TK, short, value=-torch.inf))
+
+
+def newest_top_k(relevance: Float[Tensor, "*N L"], k: int) -> Int[Tensor, "*N k"]:
+    """Columns of the k largest values of each row, in increasing order; of equal values the last columns, the newest behaviours.
+
+    Repeats of an item are equal in relevance but not in age, so which of them are kept must not depend on padding, on the path
+    that scored them, or on how a library breaks ties. Costs a pass or two over the row beside the selection itself.
+    """
+    if not k:
+        return relevance.new_empty((*relevance.shape[:-1], 0), dtype=torch.int64)
+    least = relevance.topk(k, dim=-1, sorted=False).values.amin(-1, keepdim=True)
+    above, equal = relevance > least, relevance == least
+    room = k - above.sum(-1, keepdim=True)
+    newer = equal.flip(-1).cumsum(-1).flip(-1)
+    return (above | (equal & (newer <= room))).nonzero()[:, -1].view(*relevance.shape[:-1], k)
