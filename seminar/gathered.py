@@ -10,7 +10,11 @@ step's time. Here only [B, T, H, K] and [B, T, H, d] exist. Three loops serve bo
 On the CPU in float32 by numba, elsewhere by torch. A row of -1 is padding: it contributes nothing.
 """
 
-from typing import Any, no_type_check
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any, TypeVar, no_type_check
 
 import numba
 import torch
@@ -19,6 +23,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+T = TypeVar("T")
+ROWS_A_THREAD = 64
+"""Targets below which another thread costs more than it saves."""
 _ASSOCIATIVE = {"reassoc", "contract", "nsz"}
 """Sums may be vectorised; NaN and infinity keep their meaning."""
 
@@ -83,20 +90,44 @@ def _plain(table: Tensor, row: Tensor) -> Tensor:
 
 def _run_dot(query: Tensor, table: Tensor, row: Tensor) -> Tensor:
     out = query.new_zeros(*query.shape[:2], row.shape[1])
-    _dot(_array(query), _array(table), _array(row), out.numpy())
+    q, t, r, o = _array(query), _array(table), _array(row), out.numpy()
+    _in_threads(len(r), lambda rows: _dot(q[rows], t, r[rows], o[rows]))
     return out
 
 
 def _run_pool(weight: Tensor, table: Tensor, row: Tensor) -> Tensor:
     out = weight.new_zeros(*weight.shape[:2], table.shape[1])
-    _pool(_array(weight), _array(table), _array(row), out.numpy())
+    w, t, r, o = _array(weight), _array(table), _array(row), out.numpy()
+    _in_threads(len(r), lambda rows: _pool(w[rows], t, r[rows], o[rows]))
     return out
 
 
 def _run_scatter(weight: Tensor, vector: Tensor, row: Tensor, table: Tensor) -> Tensor:
-    out = torch.zeros_like(table, memory_format=torch.contiguous_format)
-    _scatter(_array(weight), _array(vector), _array(row), out.numpy())
-    return out
+    w, v, r = _array(weight), _array(vector), _array(row)
+
+    def scattered(rows: slice) -> Tensor:
+        # Rows of different threads meet in the table, so each has its own.
+        part = torch.zeros_like(table, memory_format=torch.contiguous_format)
+        _scatter(w[rows], v[rows], r[rows], part.numpy())
+        return part
+
+    first, *others = _in_threads(len(r), scattered)
+    for part in others:
+        first += part
+    return first
+
+
+def _in_threads(count: int, work: Callable[[slice], T]) -> list[T]:
+    """`work` on as many slices of `count` rows as torch has threads; the kernels release the interpreter lock."""
+    threads = min(torch.get_num_threads(), max(count // ROWS_A_THREAD, 1))
+    bounds = [count * i // threads for i in range(threads + 1)]
+    slices = [slice(*pair) for pair in pairwise(bounds)]
+    return [work(slices[0])] if threads == 1 else list(_threads(threads).map(work, slices))
+
+
+@lru_cache(maxsize=1)
+def _threads(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, "gathered")
 
 
 def _array(tensor: Tensor) -> Any:

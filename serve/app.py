@@ -19,10 +19,12 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 from ray import serve
+from ray.exceptions import RayTaskError
 from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve import api
 from serve.engine import Engine, LocalStages, StageResult, timed
@@ -105,6 +107,11 @@ class RemoteStages:
             got, expected = ("a full queue", "room") if full else ("no healthy replica", "at least one")
             fix = "retry in a moment, or raise max_replicas" if full else "retry in a moment, or look at `serve status`"
             raise Refused(503, api.Problem(what="GSU or ESU", got=got, expected=expected, fix=fix)) from error
+        except RayTaskError as error:
+            # Ray's own words are a traceback; a client gets the sentence of the error inside.
+            if isinstance(error.cause, SeminarError):
+                raise error.cause from error
+            raise
 
     async def hold(self, folder: Path) -> None:
         """All replicas of both stages load the bundle; whatever one of them refuses is raised here."""

@@ -129,16 +129,14 @@ def test_config_that_cannot_be_read_is_one_sentence(capsys: pytest.CaptureFixtur
     assert "latin.toml: got a byte that is not UTF-8 at position 12" in answer
 
 
-def test_failure_of_the_file_system_is_one_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    (tmp_path / "pairs").mkdir()
-    (tmp_path / "pairs" / "current.json").mkdir()
-    version = published(Store(tmp_path / "other"), 1)
-    (version.path / "manifest.json").replace(tmp_path / "file")
-    blocked = tmp_path / "file" / "events"
-    assert complaint(capsys, "versions", "use", "pairs", "x", "--workdir", str(tmp_path / "file"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("seminar.data.tables.check_folder", lambda folder: (folder / "x").read_text())
-        assert complaint(capsys, "check", str(blocked)) == f"error: {blocked}/x: Not a directory\n"
+def test_failure_of_the_file_system_is_one_sentence(capsys: pytest.CaptureFixture[str], store: Store) -> None:
+    name = "x" * 300
+    assert complaint(capsys, "check", name) == f"error: {name}: File name too long\n"
+    version = published(store, 1).version
+    pointer = store.root / "pairs" / "current.json"
+    pointer.unlink()
+    pointer.mkdir()
+    assert ": Is a directory" in complaint(capsys, "versions", "use", "pairs", version, "--workdir", str(store.root))
 
 
 def dataset(path: Path, labels: list[object]) -> Path:

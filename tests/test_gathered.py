@@ -57,3 +57,18 @@ def test_nan_is_not_hidden() -> None:
     query, _, table, row = operands()
     table[int(row[0, 0, row[0, 0] >= 0][0])] = torch.nan
     assert gathered_dot(query, table, row).isnan().any()
+
+
+def test_threads_change_nothing_but_the_last_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = seeded(5)
+    query, table = torch.randn(4, 50, 2, 8, generator=g), torch.randn(30, 8, generator=g, requires_grad=True)
+    row = torch.randint(-1, 30, (4, 50, 9), generator=g)
+    results = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        table.grad = None
+        dot = gathered_dot(query, table, row)
+        dot.square().sum().backward()
+        results.append((dot.detach(), table.grad.clone()))
+    assert torch.equal(results[0][0], results[1][0])
+    torch.testing.assert_close(results[0][1], results[1][1])

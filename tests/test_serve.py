@@ -3,9 +3,11 @@
 Most promises are tested on the real FastAPI application in this process; `test_serve_ray.py` has those that need replicas.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from seminar.errors import ArtifactError, ConfigError, VersionMismatch
 from serve import api
 from serve.engine import Engine, LocalStages
 from serve.options import Options
+from serve.problems import Refused
 from serve.routes import create_app
 from tests.served_world import World, damaged, diverged, mixture, offline
 
@@ -297,7 +300,7 @@ def test_hints_fit_the_field(limited: Service) -> None:
     assert problem(task="cvr")["expected"] == "'ctr' or 'psr'"
 
 
-@pytest.mark.parametrize("target", [{"item": "x"}, {"item_id": 7}, {"item_id": "i01", "x" * 10_000: 1}])
+@pytest.mark.parametrize("target", [{"item": "x"}, {"item_id": 7}, {"item_id": "i01", "x" * 500: 1}])
 def test_answer_to_many_bad_targets_is_short_and_counts_the_rest(limited: Service, target: dict[str, Any]) -> None:
     answer = limited.client.post("/v1/score", json={"user_id": "u01", "targets": [target] * 20_000})
     assert answer.status_code == 422
@@ -341,6 +344,32 @@ def test_faults_of_the_server_are_5xx_in_the_same_json(
     (problem,) = answer.json()["errors"]
     assert all(problem.values())
     assert "secret" not in answer.text
+
+
+def test_stage_without_a_replica_is_503_and_its_damaged_bundle_keeps_its_sentence() -> None:
+    from ray.exceptions import RayTaskError
+    from ray.serve._private.common import DeploymentID
+    from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+    from serve.app import RemoteStages
+
+    def status(error: Exception) -> int | str:
+        async def rank(*_: Any) -> None:
+            raise error
+
+        handle: Any = SimpleNamespace(retrieve=SimpleNamespace(remote=lambda *_: None), rank=SimpleNamespace(remote=rank))
+        live: Any = SimpleNamespace(bundle=SimpleNamespace(path=Path("bundle")))
+        try:
+            asyncio.run(RemoteStages(handle, handle).score(live, *[None] * 2, explain=False))  # type: ignore[arg-type]
+        except Refused as refused:
+            return refused.status
+        except ArtifactError as damaged:
+            return str(damaged)
+        raise AssertionError("nothing was raised")
+
+    assert status(DeploymentUnavailableError(DeploymentID("ESU"))) == 503
+    assert status(BackPressureError(1, 1)) == 503
+    assert status(RayTaskError("rank", "a traceback", ArtifactError("damaged")).as_instanceof_cause()) == "damaged"
 
 
 def test_example_of_the_documentation_is_a_household_and_items_of_the_demo(limited: Service) -> None:
