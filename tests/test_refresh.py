@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -47,7 +47,7 @@ from seminar.datasets import open_source
 from seminar.errors import ConfigError, SeminarError
 from seminar.nightly.ledger import STEPS, Ledger, NightFailed, Record, name_of_night, night_lock
 from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
-from seminar.nightly.refresh import Gate, Measured, Probe, found_share, judge
+from seminar.nightly.refresh import Gate, Measured, Probe, coverage_drop, found_share, judge, quarantined_share
 from seminar.nightly.strain import strain
 from seminar.scorer import Retrieved, ScoringHistory, Targets
 from serve.deploy import DeployError, Serve, config_of, served, swap
@@ -297,6 +297,7 @@ def test_refused_night_publishes_nothing_and_passes_with_other_limits(
     assert current_versions(place.store) == current_versions(before.store)
     record = place.record(FIRST_NIGHT)
     assert (record.state, len(record.reasons), "gates" in record.steps) == ("refused", 1, False)
+    assert record.judged is not None
     assert record.reasons[0] in (place.store.root / "refresh" / f"night-{FIRST_NIGHT}" / "report.md").read_text()
     place.night(FIRST_NIGHT)
     assert place.state(FIRST_NIGHT) == after.state(FIRST_NIGHT)
@@ -554,11 +555,24 @@ def test_gates_hold_their_limits_and_no_number_never_passes() -> None:
     good = Measured(10, 5, recall=0.9, recall_before=0.95, score_change=0.01, not_finite=0)
     assert all(gate.passed for gate in judge(good, config, 50))
     bad = {"recall": 0.89, "recall_before": 0.96, "score_change": 0.011, "not_finite": 1}
+    bad |= {"coverage_drop": 0.03, "quarantined": 0.06}
     for number, (name, value) in enumerate(bad.items()):
         gates = judge(Measured(**{**vars(good), name: value}), config, 50)
         assert number in [place for place, gate in enumerate(gates) if not gate.passed]
     for bound in ("at least", "at most"):
         assert not Gate("x", float("nan"), bound, 0.5).passed
+
+
+def test_lost_content_and_rejected_rows_are_measured(before: Place) -> None:
+    in_use = Bundle.load(before.store.open("bundle").path)
+    present = in_use.units.item_present.clone()
+    texts = torch.flatnonzero(present[:, 0])
+    present[texts[: len(texts) // 2], 0] = False
+    candidate = replace(in_use, units=replace(in_use.units, item_present=present))
+    assert coverage_drop(candidate, in_use) == pytest.approx((len(texts) // 2) / len(present))
+    assert coverage_drop(in_use, candidate) == 0
+    metrics = {"quarantined": {"time not plausible": 3, "empty id": 2}, "behaviours": 90, "exposures": 5}
+    assert quarantined_share(metrics) == pytest.approx(0.05)
 
 
 def test_probe_within_an_older_bundle_is_what_its_service_would_see(before: Place) -> None:

@@ -232,7 +232,7 @@ def test_a_report_without_codes_or_curves_leaves_those_out(tmp_path: Path) -> No
 def publish_vectors(store: Store, pairs: Artifact) -> Artifact:
     """Small random vectors, with the lineage that a real `vectors` artefact records."""
     tables = vars(VectorTables.load(tiny_vectors(store, pairs)))
-    draft = store.draft("vectors", {"pairs": pairs}, {"lineage": lineage(pairs)})
+    draft = store.draft("vectors", {"pairs": pairs}, {"lineage": lineage(pairs), "text_encoder": "none"})
     save_numpy(tables, draft.path / "vectors.safetensors")
     return store.publish(draft)
 

@@ -21,7 +21,7 @@ from seminar.history.store import import_histories
 from seminar.nightly.ledger import STEPS, Ledger, NightFailed, name_of_night, night_lock
 from seminar.nightly.night_report import render
 from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
-from seminar.nightly.refresh import judge, measure
+from seminar.nightly.refresh import judge, measure, quarantined_share
 from serve.deploy import DeployError
 from workflows.candidate import Candidate
 from workflows.live_service import LiveService
@@ -99,7 +99,7 @@ class Night:
             raise self._failed()
         if state == "rolling_back":
             self._roll_back()
-        self.ledger.change(state="running", reasons=[])
+        self.ledger.change(state="running", reasons=[], judged=None)
         with ray_session(self.settings.ray) if self._missing(BUILD) else nullcontext():
             self._do("pairs")
             if self.candidate.nothing_new():
@@ -139,15 +139,17 @@ class Night:
         candidate, in_use = (
             Bundle.load(artifact.path) for artifact in (self.candidate.made("bundle"), self.candidate.base("bundle"))
         )
-        measured = measure(candidate, in_use, self.candidate.probes(), self.settings.serve.overfetch)
+        rejected = quarantined_share(self.candidate.made("pairs").manifest.metrics)
+        measured = measure(candidate, in_use, self.candidate.probes(), self.settings.serve.overfetch, rejected)
         gates = judge(measured, self.settings.refresh, candidate.config.top_k)
         for gate in gates:
             print(f"    {'passed' if gate.passed else 'FAILED'}: {gate.name} {gate.value:.4g} ({gate.bound} {gate.limit:.4g})")
+        outcome = {"measured": vars(measured), "gates": [vars(gate) for gate in gates]}
         refused = [gate.sentence for gate in gates if not gate.passed]
         if refused:
-            self.ledger.change(state="refused", reasons=refused)
+            self.ledger.change(state="refused", reasons=refused, judged=outcome)
             raise self._failed()
-        return {"measured": vars(measured), "gates": [vars(gate) for gate in gates]}
+        return outcome
 
     def _note_before(self) -> None:
         """Remember what to go back to; whatever speaks against publishing at all is raised here, with nothing moved yet."""

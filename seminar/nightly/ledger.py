@@ -52,6 +52,8 @@ class Record(BaseModel):
     before: dict[str, str | None] | None = None
     """Just before the first pointer moved: the current version of each kind and, under `service`, the bundle that was served."""
     steps: dict[str, StepRecord] = {}
+    judged: dict[str, Any] | None = None
+    """What the gates saw when they last refused; a night that passed has it in its step."""
     reasons: list[str] = []
     """Why it was refused or rolled back."""
 

@@ -19,6 +19,8 @@ _STATES = {
 def render(record: Record) -> str:
     """The report of a night in any state, also an unfinished one."""
     outcomes = {name: step.outcome for name, step in record.steps.items()}
+    if record.judged is not None:
+        outcomes.setdefault("gates", record.judged)
     lines = [f"# Night {record.run_id}", "", f"{_STATES[record.state][0].upper()}{_STATES[record.state][1:]}."]
     lines += ["", *(f"- {reason}" for reason in record.reasons)] if record.reasons else []
     for title, section, step in (

@@ -1,11 +1,12 @@
-"""The gates of a nightly refresh: how well a candidate's codes serve real requests, beside those of the bundle in use.
+"""The gates of a nightly refresh: is the night's data whole, and how well do the candidate's codes serve real requests.
 
 The gates ask the very scorer that serves, with and without codes, so they see what users would. Probes are held-out requests of
 the new log; the same ones, as far as its catalogue reaches, are put to the bundle in use.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,8 @@ def choose_probes(shards: Iterable[Histories], pool: ItemPool, config: EvaluateC
 class Measured:
     """Means over probes. recall: share of the K most relevant behaviours that codes with re-scoring find; recall_before: the same
     of the bundle in use. score_change: |probability by codes - probability by exact retrieval|. searched: probes whose history
-    is longer than what codes over-fetch, the only ones that can lose anything. not_finite: scores that are no numbers."""
+    is longer than what codes over-fetch, the only ones that can lose anything. not_finite: scores that are no numbers.
+    coverage_drop: fall of the share of known items that have a channel, the worst one. quarantined: share of rejected rows."""
 
     probes: int
     searched: int
@@ -75,9 +77,11 @@ class Measured:
     recall_before: float
     score_change: float
     not_finite: int
+    coverage_drop: float = 0.0
+    quarantined: float = 0.0
 
 
-def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetch: int) -> Measured:
+def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetch: int, quarantined: float = 0.0) -> Measured:
     """Ask both bundles the probes by codes and exactly; ArtifactError if there is no probe."""
     if not probes:
         what = f"probes for bundle {candidate.version}"
@@ -100,7 +104,21 @@ def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetc
         recall_before=float(np.mean(before)) if before else 1.0,
         score_change=float(np.mean(change)),
         not_finite=not_finite,
+        coverage_drop=coverage_drop(candidate, in_use),
+        quarantined=quarantined,
     )
+
+
+def coverage_drop(candidate: Bundle, in_use: Bundle) -> float:
+    """By how much the share of items with a text, image or attributes fell, over the items both bundles have."""
+    before, after = in_use.units.item_present, candidate.units.item_present[: len(in_use.units.item_present)]
+    return float((before.float().mean(0) - after.float().mean(0)).max().clamp_min(0))
+
+
+def quarantined_share(metrics: Mapping[str, Any]) -> float:
+    """Rejected rows of all rows, from the metrics of a `pairs` artefact."""
+    rejected = sum(metrics["quarantined"].values())
+    return rejected / max(rejected + metrics["behaviours"] + metrics["exposures"], 1)
 
 
 def found_share(exact: Retrieved, coded: Retrieved) -> float:
@@ -138,4 +156,6 @@ def judge(measured: Measured, config: RefreshConfig, top_k: int) -> list[Gate]:
         Gate(f"drop of recall@{top_k} below the bundle in use", drop, "at most", config.max_recall_drop),
         Gate("mean change of probabilities by codes", measured.score_change, "at most", config.max_score_change),
         Gate("scores that are no numbers", float(measured.not_finite), "at most", 0.0),
+        Gate("fall of a channel's coverage of known items", measured.coverage_drop, "at most", config.max_coverage_drop),
+        Gate("share of rows in quarantine", measured.quarantined, "at most", config.max_quarantined),
     ]
