@@ -566,7 +566,7 @@ def test_gates_hold_their_limits_and_no_number_never_passes() -> None:
 def test_lost_content_and_rejected_rows_are_measured(before: Place) -> None:
     in_use = Bundle.load(before.store.open("bundle").path)
     present = in_use.units.item_present.clone()
-    texts = torch.flatnonzero(present[:, 0])
+    texts = present[:, 0].nonzero()[:, 0]
     present[texts[: len(texts) // 2], 0] = False
     candidate = replace(in_use, units=replace(in_use.units, item_present=present))
     assert coverage_drop(candidate, in_use) == pytest.approx((len(texts) // 2) / len(present))
