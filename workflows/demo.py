@@ -153,7 +153,9 @@ def _close(settings: Settings, steps: Steps, report: Artifact, url: str) -> None
 
 
 def _coverage(vectors: Artifact) -> str:
-    return json.dumps(vectors.manifest.metrics.get("coverage", vectors.manifest.metrics), default=str)[:200]
+    coverage = vectors.manifest.metrics["coverage"]
+    shares = ", ".join(f"{name} {found['items']:.0%}" for name, found in coverage.items() if "items" in found)
+    return f"share of items that have it: {shares}"
 
 
 def _losses(artifact: Artifact) -> str:
