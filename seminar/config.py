@@ -249,9 +249,12 @@ class RefreshConfig(_Section):
     max_recall_drop: float = Field(0.02, ge=0, le=1)
     """Gate: how far recall may fall below that of the codebooks now in use."""
     max_coverage_drop: float = Field(0.02, ge=0, le=1)
-    """Gate: how far the share of already known items that have a text, image or attributes may fall, the worst of the three."""
+    """Gate: how far the share of already known items with a text, image or attributes, or of known queries with a vector, may
+    fall; the worst of the four."""
     max_quarantined: float = Field(0.05, ge=0, le=1)
     """Gate: share of the log's rows that were rejected."""
+    max_rank_drop: float = Field(0.05, ge=0, le=1)
+    """Gate: how far the mean reciprocal rank of held-out items may fall below that of the bundle in use."""
     probe_users: int = Field(100, gt=0)
     """Users whose real targets the gates use."""
     endpoint: str | None = None

@@ -45,15 +45,16 @@ from seminar.config import (
 from seminar.data.prepare import prepare_locally
 from seminar.datasets import open_source
 from seminar.errors import ConfigError, SeminarError
+from seminar.nightly import night_report
 from seminar.nightly.ledger import STEPS, Ledger, NightFailed, Record, name_of_night, night_lock
 from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
-from seminar.nightly.refresh import Gate, Measured, Probe, coverage_drop, found_share, judge, quarantined_share
+from seminar.nightly.refresh import Gate, Measured, Probe, coverage_drop, found_share, judge, quarantined_share, reciprocal_rank
 from seminar.nightly.strain import strain
-from seminar.scorer import Retrieved, ScoringHistory, Targets
+from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve.deploy import DeployError, Serve, config_of, served, swap
 from tests.bundles import CODEBOOKS, make_bundle, make_vectors
 from tests.conftest import HOUR_MS, START_MS
-from workflows import refresh
+from workflows import live_service, refresh
 from workflows.__main__ import main as workflows_main
 from workflows.candidate import Candidate
 from workflows.live_service import LiveService
@@ -262,7 +263,28 @@ def test_report_tells_the_night(after: Place) -> None:
     ):
         assert told in report
     for channel in ("query", "text", "image", "attributes"):
-        assert report.count(f"| {channel} |") == 2
+        assert report.count(f"| {channel} |") == 3
+    assert "Rows of the whole log in quarantine: repeats an event 38." in report
+    assert "Contents that could not be encoded: none." in report
+
+
+def test_report_of_a_served_night_tells_histories_swap_and_verification(after: Place) -> None:
+    def told(**outcomes: dict[str, Any]) -> str:
+        steps = {name: record.steps[name].model_copy(update={"outcome": outcome}) for name, outcome in outcomes.items()}
+        return night_report.render(record.model_copy(update={"steps": {**record.steps, **steps}}))
+
+    record = after.record(FIRST_NIGHT)
+    assert not {"## Histories", "## Swap", "## Verification"} & set(told().splitlines())
+    passed_over = {live_service.TOO_LONG: 3}
+    report = told(
+        histories={"users": 2, "behaviours": 1234},
+        swap={"replicas": 4},
+        verify={"requests": 20, "largest_difference": 2.5e-7, "passed_over": passed_over},
+    )
+    assert "1,234 behaviours were added to the history store; 2 users are new in it." in report
+    assert "4 replicas serve the candidate." in report
+    assert "20 requests gave the same scores here and there; largest difference 2.5e-07." in report
+    assert "Users that could not be compared: a history of more than 10,000 behaviours 3." in report
 
 
 def test_drift_is_that_of_the_new_items_alone(after: Place) -> None:
@@ -301,6 +323,40 @@ def test_refused_night_publishes_nothing_and_passes_with_other_limits(
     assert record.reasons[0] in (place.store.root / "refresh" / f"night-{FIRST_NIGHT}" / "report.md").read_text()
     place.night(FIRST_NIGHT)
     assert place.state(FIRST_NIGHT) == after.state(FIRST_NIGHT)
+
+
+def test_night_of_bad_data_is_refused(ray_session: None, before: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Titles lost, titles that belong to other items, rows that say nothing new: codes serve all of it as well as ever."""
+    place = before.copy(tmp_path / "place")
+    log = place.root / "log"
+    items, events = pq.read_table(log / "items.parquet"), pq.read_table(log / "events.parquet")
+    titles = items["text"].to_pylist()
+    bad = pa.array([None] * 10 + titles[:9:-1], items.schema.field("text").type)
+    pq.write_table(items.set_column(items.schema.get_field_index("text"), items.schema.field("text"), bad), log / "items.parquet")
+    pq.write_table(pa.concat_tables([events, events.slice(0, 40)]), log / "events.parquet")
+    # The model is random, so what users took says nothing: here they took what the bundle in use ranks first.
+    probes, scorer = Candidate.probes, TwoStageScorer(Bundle.load(place.store.open("bundle").path))
+    monkeypatch.setattr(Candidate, "probes", lambda candidate: [_taking_the_best(p, scorer) for p in probes(candidate)])
+    with pytest.raises(NightFailed, match="share of rows in quarantine is"):
+        place.night(FIRST_NIGHT)
+    record = place.record(FIRST_NIGHT)
+    assert [reason.split(" is ")[0] for reason in record.reasons] == [
+        "fall of a channel's coverage of known rows",
+        "share of rows in quarantine",
+        "fall of the held-out items' mean reciprocal rank",
+    ]
+    assert record.judged is not None
+    assert record.judged["measured"]["rank_before"] == 1
+    report = (place.store.root / "refresh" / f"night-{FIRST_NIGHT}" / "report.md").read_text()
+    assert all(f"| {gate['name']} |" in report for gate in record.judged["gates"])
+    assert current_versions(place.store) == current_versions(before.store)
+
+
+def _taking_the_best(probe: Probe, scorer: TwoStageScorer) -> Probe:
+    part = probe.within(scorer.bundle)
+    assert part is not None
+    best = scorer.score(part.history, part.targets).probability_T.argmax()
+    return replace(probe, positive=int(np.flatnonzero(probe.targets.item_T == part.targets.item_T[best])[0]))
 
 
 def _toml(settings: Settings) -> str:
@@ -424,8 +480,24 @@ def test_scores_that_differ_are_noticed(live: LiveWorld) -> None:
         bundle.ranker.out.bias += 1e-3
     with pytest.raises(DeployError, match=r"scores for user .* a difference of"):
         service.verify(bundle, candidate.probes())
-    with pytest.raises(DeployError, match="no request that could be compared"):
+    with pytest.raises(DeployError, match=r"no request that could be compared \(no probes\)"):
         service.verify(bundle, [])
+
+
+def test_users_whose_history_is_longer_than_the_service_tells_are_counted(
+    live: LiveWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger = Ledger(live.place.store.root, live.place.record(SECOND_NIGHT))
+    candidate = Candidate(live.place.settings(SECOND_NIGHT), live.place.store, ledger)
+    bundle, service, probes = Bundle.load(candidate.made("bundle").path), LiveService(live.url, None), candidate.probes()
+    lengths = np.array([service._history(probe.user_id)["length"] for probe in probes])
+    page = int(np.sort(lengths)[5])
+    monkeypatch.setattr(live_service, "LONGEST", page)
+    told = service.verify(bundle, probes)
+    assert told["requests"] == (lengths <= page).sum()
+    assert told["passed_over"] == {live_service.TOO_LONG: (lengths > page).sum()}
+    with pytest.raises(DeployError, match=r"could be compared \(1 with a history of more than"):
+        service.verify(bundle, [probes[int(lengths.argmax())]])
 
 
 def test_bundle_that_the_service_refuses_is_rolled_back_everywhere(live: LiveWorld) -> None:
@@ -554,10 +626,10 @@ def test_gates_hold_their_limits_and_no_number_never_passes() -> None:
     config = RefreshConfig(min_recall=0.9, max_recall_drop=0.05, max_score_change=0.01)
     good = Measured(10, 5, recall=0.9, recall_before=0.95, score_change=0.01, not_finite=0)
     assert all(gate.passed for gate in judge(good, config, 50))
-    bad = {"recall": 0.89, "recall_before": 0.96, "score_change": 0.011, "not_finite": 1}
-    bad |= {"coverage_drop": 0.03, "quarantined": 0.06}
+    bad: dict[str, Any] = {"recall": 0.89, "recall_before": 0.96, "score_change": 0.011, "not_finite": 1}
+    bad |= {"coverage_drop": 0.03, "quarantined": 0.06, "rank": 0.94}
     for number, (name, value) in enumerate(bad.items()):
-        gates = judge(Measured(**{**vars(good), name: value}), config, 50)
+        gates = judge(replace(good, **{name: value}), config, 50)
         assert number in [place for place, gate in enumerate(gates) if not gate.passed]
     for bound in ("at least", "at most"):
         assert not Gate("x", float("nan"), bound, 0.5).passed
@@ -571,6 +643,8 @@ def test_lost_content_and_rejected_rows_are_measured(before: Place) -> None:
     candidate = replace(in_use, units=replace(in_use.units, item_present=present))
     assert coverage_drop(candidate, in_use) == pytest.approx((len(texts) // 2) / len(present))
     assert coverage_drop(in_use, candidate) == 0
+    no_queries = torch.zeros_like(in_use.units.query_present)
+    assert coverage_drop(replace(in_use, units=replace(in_use.units, query_present=no_queries)), in_use) == 1
     metrics = {"quarantined": {"time not plausible": 3, "empty id": 2}, "behaviours": 90, "exposures": 5}
     assert quarantined_share(metrics) == pytest.approx(0.05)
 
@@ -580,13 +654,25 @@ def test_probe_within_an_older_bundle_is_what_its_service_would_see(before: Plac
     known, queries = len(bundle.item_ids), len(bundle.query_ids)
     rows = np.array([0, known, 1])
     history = ScoringHistory(rows, np.array([queries, 0, 0]), np.arange(3))
-    probe = Probe("u", history, Targets(rows + 1, np.array([0, 0, queries]), 0, 5))
+    probe = Probe("u", history, Targets(rows + 1, np.array([0, 0, queries]), 0, 5), 2)
     part = probe.within(bundle)
     assert part is not None
     assert (part.history.item_L.tolist(), part.history.query_L.tolist()) == ([0, 1], [-1, 0])
-    assert (part.targets.item_T.tolist(), part.targets.query_T.tolist()) == ([1, 2], [0, -1])
+    assert (part.targets.item_T.tolist(), part.targets.query_T.tolist(), part.positive) == ([1, 2], [0, -1], 1)
+    newest = replace(probe, positive=1).within(bundle)
+    assert newest is not None
+    assert newest.positive == -1
     unknown = ScoringHistory(rows + known, rows, rows)
-    assert Probe("u", unknown, probe.targets).within(bundle) is None
+    assert Probe("u", unknown, probe.targets, 0).within(bundle) is None
+
+
+def test_reciprocal_rank_shares_places_between_equals_and_puts_no_number_last() -> None:
+    scores = np.array([0.5, 0.9, 0.5, 0.1], np.float32)
+    assert [reciprocal_rank(scores, place) for place in range(4)] == pytest.approx(
+        [(1 / 2 + 1 / 3) / 2, 1, (1 / 2 + 1 / 3) / 2, 1 / 4]
+    )
+    scores[3] = np.nan
+    assert reciprocal_rank(scores, 1) == 0
 
 
 def test_strain_equals_a_count_by_hand() -> None:

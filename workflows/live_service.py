@@ -5,6 +5,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -27,6 +28,9 @@ TOLERANCE = 1e-5
 LONGEST = 10_000
 """Behaviours that GET /v1/users/{id}/history gives at most; longer histories are not compared."""
 ATTEMPTS = 3
+TOO_LONG = f"a history of more than {LONGEST:,} behaviours"
+NOT_SENDABLE = "an id that no client could send"
+CHANGING = "a history that changed at every attempt"
 
 
 @dataclass(frozen=True)
@@ -64,33 +68,36 @@ class LiveService:
         """
         told = served(self.endpoint)
         scorer = TwoStageScorer(bundle, told["retriever"], told["overfetch"])
-        differences = []
+        differences: list[float] = []
+        passed_over: Counter[str] = Counter({TOO_LONG: 0})
         for probe in probes:
             if len(differences) == REQUESTS:
                 break
-            difference = self._difference(scorer, replace(probe, targets=_first(probe.targets, TARGETS)))
-            if difference is not None:
-                differences.append(difference)
+            found = self._difference(scorer, replace(probe, targets=_first(probe.targets, TARGETS)))
+            if isinstance(found, str):
+                passed_over[found] += 1
+            else:
+                differences.append(found)
         if not differences:
-            raise DeployError(
-                explain(f"verifying bundle {bundle.version}", got="no request that could be compared", expected="at least one",
-                        fix="raise refresh.probe_users")
-            )  # fmt: skip
-        return {"requests": len(differences), "largest_difference": max(differences)}
+            why = ", ".join(f"{count} with {reason}" for reason, count in passed_over.items() if count)
+            got = f"no request that could be compared ({why or 'no probes'})"
+            what, fix = f"verifying bundle {bundle.version}", "raise refresh.probe_users"
+            raise DeployError(explain(what, got=got, expected="at least one", fix=fix))
+        return {"requests": len(differences), "largest_difference": max(differences), "passed_over": dict(passed_over)}
 
-    def _difference(self, scorer: TwoStageScorer, probe: Probe) -> float | None:
-        """Largest difference of one request's scores; None if it cannot be asked or its history will not stand still."""
+    def _difference(self, scorer: TwoStageScorer, probe: Probe) -> float | str:
+        """Largest difference of one request's scores, or why they cannot be compared."""
         bundle, body = scorer.bundle, _body(scorer.bundle, probe)
         try:
             api.ScoreRequest.model_validate(body)
         except ValidationError:
-            return None  # an id that no client could send
+            return NOT_SENDABLE
         for _ in range(ATTEMPTS):
             page = self._history(probe.user_id)
+            if page["length"] > len(page["behaviours"]):
+                return TOO_LONG
             stored = [b for b in page["behaviours"] if b["time_ms"] <= probe.targets.time_ms]
             answer = _call(f"{self.endpoint.rstrip('/')}/v1/score", body)
-            if page["length"] > len(page["behaviours"]):
-                return None
             if answer["bundle_version"] != bundle.version:
                 got = f"an answer of bundle {answer['bundle_version']}"
                 raise DeployError(explain("verifying", got=got, expected=bundle.version, fix="see GET /v1/bundle"))
@@ -102,7 +109,7 @@ class LiveService:
                 what, fix = f"scores for user {probe.user_id}", "check that both sides run the same release"
                 raise DeployError(explain(what, got=f"a difference of {difference:.2g}", expected=f"{TOLERANCE:g}", fix=fix))
             return difference
-        return None
+        return CHANGING
 
     def _history(self, user_id: str) -> dict[str, Any]:
         url = f"{self.endpoint.rstrip('/')}/v1/users/{urllib.parse.quote(user_id, safe='')}/history?limit={LONGEST}"

@@ -213,7 +213,9 @@ class Night:
 
     def _failed(self) -> NightFailed:
         record = self.ledger.record
-        again = "mend that" if record.state == "refused" else "mend that and give another refresh.run_id"
+        again = "mend that and give another refresh.run_id"
+        if record.state == "refused":
+            again += ", or run this night again with other limits"
         return NightFailed(
             explain(
                 f"night {record.run_id} {record.state.replace('_', ' ')}",

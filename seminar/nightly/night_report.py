@@ -25,11 +25,16 @@ def render(record: Record) -> str:
     lines += ["", *(f"- {reason}" for reason in record.reasons)] if record.reasons else []
     for title, section, step in (
         ("What was new", _new, "pairs"),
+        ("Vectors", _vectors, "vectors"),
         ("Drift under the codebooks in use", _drift, "drift"),
         ("Refit", _refit, "codebooks"),
         ("Gates", _gates, "gates"),
+        ("Histories", _histories, "histories"),
+        ("Swap", _swap, "swap"),
+        ("Verification", _verify, "verify"),
     ):
-        if step in outcomes:
+        # What was skipped, and why, is among the steps.
+        if "skipped" not in outcomes.get(step, {"skipped": ""}):
             lines += ["", f"## {title}", "", *section(outcomes[step])]
     lines += ["", "## Versions", "", *_versions(record.base, outcomes)]
     lines += ["", "## Steps", "", *_steps(record)]
@@ -39,7 +44,19 @@ def render(record: Record) -> str:
 def _new(outcome: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(("count", "new"), outcome["new"].items())
     yield ""
-    yield f"Query origins of the whole log: {', '.join(f'{name} {count:,}' for name, count in outcome['origins'].items())}."
+    yield f"Query origins of the whole log: {_counts(outcome['origins'])}."
+    yield f"Rows of the whole log in quarantine: {_counts(outcome['quarantined'])}."
+
+
+def _vectors(outcome: Mapping[str, Any]) -> Iterator[str]:
+    coverage, reused = outcome["coverage"], outcome["reused"]
+    yield "Share that has a vector, by channel; `behaviours` weighs an item by how often it was taken."
+    yield ""
+    shares = ("queries", "items", "behaviours")
+    rows = ((name, *(coverage[name].get(share) for share in shares), reused.get(name)) for name in CHANNELS)
+    yield from _table(("channel", *shares, "contents taken over"), rows)
+    yield ""
+    yield f"Contents that could not be encoded: {_counts(outcome['failed'])}."
 
 
 def _drift(outcome: Mapping[str, Any]) -> Iterator[str]:
@@ -71,6 +88,22 @@ def _gates(outcome: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     yield f"{measured['probes']} real requests; in {measured['searched']} the history is long enough for codes to lose anything."
     yield f"Recall of the bundle in use on the same requests: {measured['recall_before']:.4f}."
+    yield f"Mean reciprocal rank of the held-out item in the {measured['ranked']} requests whose item both bundles know:"
+    yield f"{measured['rank']:.4f}, under the bundle in use {measured['rank_before']:.4f}."
+
+
+def _histories(outcome: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{outcome['behaviours']:,} behaviours were added to the history store; {outcome['users']:,} users are new in it."
+
+
+def _swap(outcome: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{outcome['replicas']:,} replicas serve the candidate."
+
+
+def _verify(outcome: Mapping[str, Any]) -> Iterator[str]:
+    difference = outcome["largest_difference"]
+    yield f"{outcome['requests']} requests gave the same scores here and there; largest difference {difference:.2g}."
+    yield f"Users that could not be compared: {_counts(outcome['passed_over'])}."
 
 
 def _versions(base: Mapping[str, str], outcomes: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -89,6 +122,10 @@ def _steps(record: Record) -> Iterator[str]:
 
 def _channels(outcome: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     return ((name, outcome["channels"][name]) for name in CHANNELS)
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
 
 
 def _table(header: tuple[str, ...], rows: Any) -> Iterator[str]:

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
+from numpy import ndarray
 
 from seminar.bundle import Bundle
 from seminar.config import EvaluateConfig, RefreshConfig
 from seminar.errors import ArtifactError, explain
+from seminar.evaluate.metrics import rank_counts
 from seminar.evaluate.negatives import ItemPool
 from seminar.evaluate.protocol import held_out_pairs, ranking_request
 from seminar.hashing import mix64, stable_hash
@@ -28,6 +31,8 @@ class Probe:
     user_id: str
     history: ScoringHistory
     targets: Targets
+    positive: int
+    """Place of the held-out item among the targets; NONE where a bundle does not know it."""
 
     def within(self, bundle: Bundle) -> "Probe | None":
         """The part whose rows `bundle` has, as its service would see it; None if nothing is left to score or to search."""
@@ -37,7 +42,9 @@ class Probe:
             return None
         query_L, query_T = (np.where(query < num_queries, query, NONE) for query in (h.query_L, t.query_T))
         history = ScoringHistory(h.item_L[used], query_L[used], h.time_ms_L[used])
-        return replace(self, history=history, targets=replace(t, item_T=t.item_T[known], query_T=query_T[known]))
+        targets = replace(t, item_T=t.item_T[known], query_T=query_T[known])
+        positive = int(known[: self.positive].sum()) if known[self.positive] else NONE
+        return replace(self, history=history, targets=targets, positive=positive)
 
 
 def choose_probes(shards: Iterable[Histories], pool: ItemPool, config: EvaluateConfig, count: int) -> list[Probe]:
@@ -53,12 +60,12 @@ def choose_probes(shards: Iterable[Histories], pool: ItemPool, config: EvaluateC
             drawn = ranking_request(histories, pool, held, config) if held.start else None
             if drawn is None:
                 continue
-            request, first = drawn[0], int(histories.offsets[held.row])
+            (request, place), first = drawn, int(histories.offsets[held.row])
             seen = slice(first, first + request.end)
             columns = (histories.item[seen], histories.query[seen], histories.time_ms[seen])
             targets = Targets(request.item_T, request.query_T, int(request.task_T[0]), request.time_ms)
             history = ScoringHistory(*(column.astype(np.int64) for column in columns))
-            probes.append(Probe(histories.user_id[held.row], history, targets))
+            probes.append(Probe(histories.user_id[held.row], history, targets, place))
             if len(probes) == count:
                 return probes
     return probes
@@ -69,7 +76,9 @@ class Measured:
     """Means over probes. recall: share of the K most relevant behaviours that codes with re-scoring find; recall_before: the same
     of the bundle in use. score_change: |probability by codes - probability by exact retrieval|. searched: probes whose history
     is longer than what codes over-fetch, the only ones that can lose anything. not_finite: scores that are no numbers.
-    coverage_drop: fall of the share of known items that have a channel, the worst one. quarantined: share of rejected rows."""
+    coverage_drop: fall of the share of known rows that have a channel, the worst one. quarantined: share of rejected rows.
+    rank, rank_before: mean reciprocal rank of the held-out item under both bundles, among the targets that both know, over the
+    `ranked` probes whose held-out item both know."""
 
     probes: int
     searched: int
@@ -79,6 +88,9 @@ class Measured:
     not_finite: int
     coverage_drop: float = 0.0
     quarantined: float = 0.0
+    ranked: int = 0
+    rank: float = 1.0
+    rank_before: float = 1.0
 
 
 def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetch: int, quarantined: float = 0.0) -> Measured:
@@ -87,32 +99,59 @@ def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetc
         what = f"probes for bundle {candidate.version}"
         raise ArtifactError(explain(what, got="none", expected="users with a held-out request", fix="check prepare.holdout"))
     exact, coded = TwoStageScorer(candidate, "exact"), TwoStageScorer(candidate, "pq", overfetch)
-    recall, change, not_finite = [], [], 0
+    in_use_exact, in_use_coded = TwoStageScorer(in_use, "exact"), TwoStageScorer(in_use, "pq", overfetch)
+    recall, change, not_finite, recall_before, ranks = [], [], 0, [], []
     for probe in probes:
         found = [scorer.retrieve(probe.history, probe.targets) for scorer in (exact, coded)]
         truth_T, guess_T = (exact.rank(probe.targets, retrieved).probability_T for retrieved in found)
         recall.append(found_share(*found))
         change.append(float(np.abs(guess_T - truth_T).mean()))
         not_finite += int((~np.isfinite([truth_T, guess_T])).sum())
-    exact, coded = TwoStageScorer(in_use, "exact"), TwoStageScorer(in_use, "pq", overfetch)
-    known = [part for probe in probes if (part := probe.within(in_use))]
-    before = [found_share(*(scorer.retrieve(p.history, p.targets) for scorer in (exact, coded))) for p in known]
+        part = probe.within(in_use)
+        if part is None:
+            continue
+        found = [scorer.retrieve(part.history, part.targets) for scorer in (in_use_exact, in_use_coded)]
+        recall_before.append(found_share(*found))
+        if part.positive != NONE:
+            before_T = in_use_coded.rank(part.targets, found[1]).probability_T
+            both_T = guess_T[probe.targets.item_T < len(in_use.item_ids)]
+            ranks.append([reciprocal_rank(score_T, part.positive) for score_T in (both_T, before_T)])
+    rank, rank_before = np.mean(ranks, axis=0).tolist() if ranks else (1.0, 1.0)
     return Measured(
         probes=len(probes),
         searched=sum(len(probe.history.item_L) > overfetch * candidate.config.top_k for probe in probes),
         recall=float(np.mean(recall)),
-        recall_before=float(np.mean(before)) if before else 1.0,
+        recall_before=float(np.mean(recall_before)) if recall_before else 1.0,
         score_change=float(np.mean(change)),
         not_finite=not_finite,
         coverage_drop=coverage_drop(candidate, in_use),
         quarantined=quarantined,
+        ranked=len(ranks),
+        rank=rank,
+        rank_before=rank_before,
     )
 
 
 def coverage_drop(candidate: Bundle, in_use: Bundle) -> float:
-    """By how much the share of items with a text, image or attributes fell, over the items both bundles have."""
-    before, after = in_use.units.item_present, candidate.units.item_present[: len(in_use.units.item_present)]
-    return float((before.float().mean(0) - after.float().mean(0)).max().clamp_min(0))
+    """By how much the share of queries with a vector, or of items with a text, image or attributes, fell: the worst of the four.
+
+    Over the rows both bundles have, so that new items without content are no fall.
+    """
+    drops = [0.0]
+    for name in ("query_present", "item_present"):
+        before = getattr(in_use.units, name)
+        after = getattr(candidate.units, name)[: len(before)]
+        if len(before):
+            drops.append(float((before.float().mean(0) - after.float().mean(0)).max()))
+    return max(drops)
+
+
+def reciprocal_rank(score_T: Float[ndarray, " T"], positive: int) -> float:
+    """1 / rank of the target at `positive`, its mean over the places that equals share; 0 if a score is no number."""
+    if not np.isfinite(score_T).all():
+        return 0.0
+    above, tied = rank_counts(score_T, positive)
+    return float((1 / np.arange(above + 1, above + tied + 2)).mean())
 
 
 def quarantined_share(metrics: Mapping[str, Any]) -> float:
@@ -151,11 +190,13 @@ class Gate:
 def judge(measured: Measured, config: RefreshConfig, top_k: int) -> list[Gate]:
     """All gates of a candidate."""
     drop = max(measured.recall_before - measured.recall, 0.0)
+    fall = max(measured.rank_before - measured.rank, 0.0)
     return [
         Gate(f"recall@{top_k} of codes", measured.recall, "at least", config.min_recall),
         Gate(f"drop of recall@{top_k} below the bundle in use", drop, "at most", config.max_recall_drop),
         Gate("mean change of probabilities by codes", measured.score_change, "at most", config.max_score_change),
         Gate("scores that are no numbers", float(measured.not_finite), "at most", 0.0),
-        Gate("fall of a channel's coverage of known items", measured.coverage_drop, "at most", config.max_coverage_drop),
+        Gate("fall of a channel's coverage of known rows", measured.coverage_drop, "at most", config.max_coverage_drop),
         Gate("share of rows in quarantine", measured.quarantined, "at most", config.max_quarantined),
+        Gate("fall of the held-out items' mean reciprocal rank", fall, "at most", config.max_rank_drop),
     ]
