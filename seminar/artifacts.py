@@ -20,7 +20,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from seminar.errors import ArtifactError, explain
+from seminar.errors import ArtifactError, VersionMismatch, explain
 
 FORMAT = 1
 """Raised whenever the layout of any artefact changes; a reader refuses other formats and says both numbers."""
@@ -95,6 +95,13 @@ class Artifact:
                 explain(f"{self.path}", got=f"no file {name!r}", expected=known, fix="rebuild it with the same release")
             )
         return self.path / name
+
+    def require_input(self, name: str, expected: "Artifact", fix: str) -> None:
+        """Raise VersionMismatch, with both sides, unless the input `name` of this artefact was `expected`."""
+        made_from = self.manifest.inputs[name]
+        if made_from.checksum != expected.manifest.checksum:
+            what, got = f"{self.manifest.kind} {self.version}", f"made from {name} {made_from.version}"
+            raise VersionMismatch(explain(what, got=got, expected=f"{name} {expected.version}", fix=fix))
 
     def verify(self) -> None:
         """Re-hash every file; raise ArtifactError naming the first that differs."""

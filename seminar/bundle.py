@@ -20,7 +20,7 @@ from seminar.artifacts import Artifact, Manifest, Store
 from seminar.channels import ChannelEncoder, UnitTables, unit_tables
 from seminar.codes.codebook import CatalogueCodes, Codebooks, Stamp, load_codes
 from seminar.config import ModelConfig
-from seminar.errors import ArtifactError, VersionMismatch, explain
+from seminar.errors import ArtifactError, explain
 from seminar.ranker import CatalogueStats, Ranker, load_ranker, serving_ranker
 from seminar.schema import NONE
 
@@ -123,8 +123,8 @@ def assemble(
     fingerprint = encoder.fingerprint()
     _, codes = load_codes(codebooks.file("codebooks.safetensors"))
     codes.stamp.require(Stamp(codebooks.version, fingerprint), f"codes of codebooks {codebooks.version}")
-    _check_input(codebooks, "vectors", vectors)
-    _check_input(vectors, "pairs", pairs)
+    codebooks.require_input("vectors", vectors, f"rebuild it from vectors {vectors.version}")
+    vectors.require_input("pairs", pairs, f"rebuild it from pairs {pairs.version}")
     config = {
         "model": model.manifest.config["model"],
         "psu_fingerprint": fingerprint,
@@ -150,16 +150,3 @@ def assemble(
 def normal_text(text: str) -> str:
     """Query text as it is compared: lower case, single spaces."""
     return " ".join(text.lower().split())
-
-
-def _check_input(artifact: Artifact, name: str, expected: Artifact) -> None:
-    recorded = artifact.manifest.inputs[name]
-    if recorded.checksum != expected.manifest.checksum:
-        raise VersionMismatch(
-            explain(
-                f"{artifact.manifest.kind} {artifact.version}",
-                got=f"made from {name} {recorded.version}",
-                expected=f"{name} {expected.version}",
-                fix=f"rebuild it from {name} {expected.version}",
-            )
-        )

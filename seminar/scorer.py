@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
-from seminar.channels import ChannelSource, UnitTables, encode_pairs
+from seminar.channels import ChannelSource, UnitTables, encode_pairs, gate_softmax
 from seminar.embedding import TextEncoder, open_text_encoder
 from seminar.ranker import Encoded, Ranked
 from seminar.retrieval.base import Keys, Retriever
@@ -152,8 +152,7 @@ class TwoStageScorer:
         # Other gates need no vectors: presence alone decides a behaviour's weights.
         has_query = (query >= 0) & units.query_present[query.clamp_min(0)] if len(units.query_present) else query >= 0
         present = torch.cat([has_query[:, None], units.item_present[item]], 1)
-        weight = gsu.gate.logit.expand(len(item), -1).masked_fill(~present, -1e30).softmax(-1)
-        return Keys(item, query, present, torch.where(present, weight, 0.0))
+        return Keys(item, query, present, gate_softmax(gsu.gate.logit.expand(len(item), -1), present))
 
     def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]

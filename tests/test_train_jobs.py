@@ -27,7 +27,7 @@ from seminar.errors import ConfigError, VersionMismatch
 from seminar.train.training import Optimisers
 from tests.test_training import Unit, batch_of, run
 from workflows import finetune, pretrain
-from workflows.train_artifact import check_vectors, train_artifact
+from workflows.train_artifact import train_artifact
 from workflows.train_loop import TrainJob, train
 
 STEPS = 12
@@ -195,7 +195,7 @@ def test_too_many_workers_for_this_machine_is_one_clear_error(ray_session: None,
 def test_vectors_of_other_pairs_are_refused(store: Store, tiny_pairs: Artifact) -> None:
     other = store.publish(store.draft("pairs", {}, {"source": "other"}))
     with pytest.raises(VersionMismatch, match=f"expected pairs {tiny_pairs.version}.*run embed"):
-        check_vectors(tiny_pairs, tiny_vectors(store, other_with_catalogue(other, tiny_pairs)))
+        tiny_vectors(store, other_with_catalogue(other, tiny_pairs)).require_input("pairs", tiny_pairs, "run embed")
 
 
 def other_with_catalogue(other: Artifact, pairs: Artifact) -> Artifact:

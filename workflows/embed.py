@@ -20,7 +20,7 @@ from seminar.embedding.base import Encoded
 from seminar.embedding.pieces import Piece, PieceEncoder, read_piece, write_piece
 from seminar.embedding.vectors import contents_for, describe, embed
 from seminar.progress import Progress
-from workflows.runtime import ray_session
+from workflows.runtime import checked, guarded, ray_session
 
 CLUSTER_PAYS_AFTER_S = 30.0
 """Estimated seconds of work in one process; a Ray session takes about 10 s and every actor 3-6 s for its encoder."""
@@ -87,9 +87,7 @@ def encode_on_cluster(missing: list[Piece], folder: Path, settings: Settings) ->
         num_cpus=config.cpus_per_worker,
         num_gpus=config.gpus_per_worker or None,
     )
-    for row in dataset.iter_rows():
-        if "error" in row:
-            raise getattr(errors, row["error"])(row["sentence"])
+    for row in checked(dataset.iter_rows()):
         yield row["done"]
 
 
@@ -101,11 +99,11 @@ class PieceActor:
         self._encoder = PieceEncoder(batch_size=batch_size, device=device)
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        return guarded(self._encode, row)
+
+    def _encode(self, row: dict[str, Any]) -> dict[str, Any]:
         piece = Piece(row["kind"], row["encoder"], list(row["contents"]), list(row["keys"]), row["folder"])
-        try:
-            write_piece(self._encoder.encode(piece), self._folder / piece.filename)
-        except errors.SeminarError as error:  # Ray forgets the type of an exception on its way to the driver
-            return {"error": type(error).__name__, "sentence": str(error)}
+        write_piece(self._encoder.encode(piece), self._folder / piece.filename)
         return {"done": len(piece.contents)}
 
 

@@ -17,12 +17,10 @@ import pyarrow.parquet as pq
 import ray.data
 import torch
 
-from seminar import errors
 from seminar.artifacts import Artifact, Draft, Store
 from seminar.channels import ChannelEncoder, unit_tables
 from seminar.codes.codebook import Stamp, load_codes
 from seminar.config import EvaluateConfig, RayConfig, Settings
-from seminar.errors import SeminarError, VersionMismatch, explain
 from seminar.evaluate.code_recall import code_recall
 from seminar.evaluate.evaluation import Rows, evaluate_histories
 from seminar.evaluate.negatives import ItemPool
@@ -33,7 +31,7 @@ from seminar.progress import Progress
 from seminar.ranker import load_ranker
 from seminar.retrieval.exact import Recall
 from seminar.sequences import Histories, read_histories
-from workflows.runtime import ray_session
+from workflows.runtime import checked, guarded, ray_session
 
 USERS_A_PART = 128
 MODEL = "model"
@@ -64,19 +62,16 @@ class ScoreParts:
         self._job = job
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        # Ray forgets the type of an exception on its way to the driver; a row arrives as it was sent.
-        try:
-            return {"users": self._score(row["shard"], row["part"], row["parts"])}
-        except SeminarError as error:
-            return {"error": type(error).__name__, "sentence": str(error)}
+        return guarded(self._score, row)
 
-    def _score(self, shard: str, part: int, parts: int) -> int:
+    def _score(self, row: dict[str, Any]) -> dict[str, Any]:
+        shard, part, parts = row["shard"], row["part"], row["parts"]
         pool, scorers = self._loaded
         histories = _read_shard(self._job.open("pairs").file(f"shards/{shard}.parquet"))
         users = np.arange(part, len(histories), parts)
         rows = evaluate_histories(histories, pool, scorers, self._job.config, self._job.full_share, users)
         rows.write(self._job.rows, _stem(shard, part))
-        return len(users)
+        return {"users": len(users)}
 
     @cached_property
     def _loaded(self) -> tuple[ItemPool, dict[str, ScoreFn]]:
@@ -118,11 +113,7 @@ def run(settings: Settings, store: Store) -> Artifact:
 def _inputs(store: Store) -> dict[str, Artifact]:
     """Current model, vectors, pairs, and the codebooks if they were made for this model and these vectors."""
     inputs = {kind: store.open(kind) for kind in ("model", "vectors", "pairs")}
-    made_from = inputs["vectors"].manifest.inputs["pairs"]
-    if made_from.checksum != inputs["pairs"].manifest.checksum:
-        expected = f"pairs {inputs['pairs'].version}"
-        got = f"made from pairs {made_from.version}"
-        raise VersionMismatch(explain(f"vectors {inputs['vectors'].version}", got=got, expected=expected, fix="run embed again"))
+    inputs["vectors"].require_input("pairs", inputs["pairs"], "run embed again")
     if store.versions("codebooks"):
         codebooks = store.open("codebooks")
         if all(codebooks.manifest.inputs[kind].checksum == inputs[kind].manifest.checksum for kind in ("model", "vectors")):
@@ -166,9 +157,7 @@ def _map(job: Job, parts: list[dict[str, Any]], config: RayConfig, num_workers: 
         num_cpus=config.cpus_per_worker,
         num_gpus=config.gpus_per_worker or None,
     )
-    for row in dataset.iter_rows():
-        if "error" in row:
-            raise getattr(errors, row["error"])(row["sentence"])
+    for row in checked(dataset.iter_rows()):
         yield int(row["users"])
 
 

@@ -49,16 +49,7 @@ def build_ranker(model: ModelConfig, config: FinetuneConfig, vectors: Path, psu:
 
 def check_psu(psu: Artifact, vectors: Artifact, model: ModelConfig) -> None:
     """Raise VersionMismatch, naming what differs, unless the psu fits these vectors and this model section."""
-    made_from = psu.manifest.inputs["vectors"]
-    if made_from.checksum != vectors.manifest.checksum:
-        raise VersionMismatch(
-            explain(
-                f"psu {psu.version}",
-                got=f"vectors {made_from.version}",
-                expected=f"vectors {vectors.version}",
-                fix="run pretrain",
-            )
-        )
+    psu.require_input("vectors", vectors, "run pretrain")
     shapes = ("dim", "id_dim", "num_token_rows", "gate")
     got, expected = (
         {name: values[name] for name in shapes} for values in (psu.manifest.config["model"], model.model_dump(mode="json"))

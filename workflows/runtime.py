@@ -6,7 +6,7 @@ two sides disagree about the default and the connection is refused.
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -65,18 +65,24 @@ def stream(function: Step, rows: Sequence[dict[str, Any]], config: RayConfig) ->
     if not rows:
         return
     dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-    for result in dataset.map(partial(_guarded, function), num_cpus=config.cpus_per_worker).iter_rows():
-        if "error" in result:
-            raise getattr(errors, result["error"])(result["sentence"])
-        yield result
+    yield from checked(dataset.map(partial(guarded, function), num_cpus=config.cpus_per_worker).iter_rows())
 
 
-def _guarded(function: Step, row: dict[str, Any]) -> dict[str, Any]:
+def guarded(function: Step, row: dict[str, Any]) -> dict[str, Any]:
+    """The function's row, or one that carries its SeminarError to `checked`."""
     # Ray forgets the type and cause of an exception on its way to the driver; a row arrives as it was sent.
     try:
         return function(row)
     except errors.SeminarError as error:
         return {"error": type(error).__name__, "sentence": str(error)}
+
+
+def checked(rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Rows of `guarded` as they come; the first error among them is raised here as it was there."""
+    for row in rows:
+        if "error" in row:
+            raise getattr(errors, row["error"])(row["sentence"])
+        yield row
 
 
 def absolute(settings: Settings) -> Settings:

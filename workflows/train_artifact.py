@@ -13,7 +13,6 @@ from torch import nn
 from seminar.artifacts import Artifact, Store
 from seminar.channels import encoders_of
 from seminar.config import Settings, TrainConfig
-from seminar.errors import VersionMismatch, explain
 from seminar.train.checkpoint import model_weights
 from seminar.train.lanes import Lane
 from workflows.runtime import ray_session
@@ -36,7 +35,8 @@ def train_artifact(
 
     The version does not depend on what cannot change the result: workers, checkpoints, restarts.
     """
-    check_vectors(inputs["pairs"], inputs["vectors"])
+    # Rows of both must mean the same items.
+    inputs["vectors"].require_input("pairs", inputs["pairs"], "run embed")
     section = "pretrain" if kind == "psu" else "finetune"
     recorded = {
         "model": settings.model.model_dump(mode="json"),
@@ -67,17 +67,3 @@ def summary(curve: pa.Table) -> dict[str, Any]:
 def shard_paths(pairs: Artifact) -> list[Path]:
     """The PAIRS files of a pairs artefact, in shard order."""
     return [pairs.file(name) for name in sorted(pairs.manifest.files) if name.startswith("shards/")]
-
-
-def check_vectors(pairs: Artifact, vectors: Artifact) -> None:
-    """Rows of both must mean the same items: raise VersionMismatch unless `vectors` was made from these `pairs`."""
-    made_from = vectors.manifest.inputs["pairs"]
-    if made_from.checksum != pairs.manifest.checksum:
-        raise VersionMismatch(
-            explain(
-                f"vectors {vectors.version}",
-                got=f"made from pairs {made_from.version}",
-                expected=f"pairs {pairs.version}",
-                fix="run embed",
-            )
-        )
