@@ -11,7 +11,7 @@ help:
 	@echo "make demo    raw logs -> trained model -> served scores, on real data, about five minutes"
 	@echo "make test    the whole test suite"
 	@echo "make lint    ruff and pyrefly"
-	@echo "make bench   the short benchmark: training speed; JSON rows go to benchmarks/results/"
+	@echo "make bench   the short benchmarks: training and retrieval speed; JSON rows go to benchmarks/results/"
 	@echo "make docs    the documentation site in site/"
 
 install: $(VENV)/.installed
@@ -35,6 +35,7 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks.train --quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gsu --quick
 
 docs: install
 	$(BIN)/mkdocs build --strict --quiet

@@ -86,6 +86,11 @@ class ChannelSource(Protocol):
 
 def encode_pairs(source: ChannelSource, item_N: Int[Tensor, " N"], query_N: Int[Tensor, " N"]) -> Pairs:
     """All four channels of N pairs, in CHANNELS order; each distinct item and query is projected once."""
+    if isinstance(source, UnitTables):
+        # Nothing to project: looking a row up twice is cheaper than finding out that it is the same.
+        unit_i, present_i = source.unit_items(item_N)
+        unit_q, present_q = source.unit_queries(query_N)
+        return Pairs(torch.cat([unit_q[:, None], unit_i], 1), torch.cat([present_q[:, None], present_i], 1))
     items, item_inverse = torch.unique(item_N, return_inverse=True)
     queries, query_inverse = torch.unique(query_N, return_inverse=True)
     unit_i, present_i = source.unit_items(items)
@@ -186,13 +191,13 @@ class UnitTables:
     query_present: Bool[Tensor, " Q"]
 
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
-        return self.item_unit[rows], self.item_present[rows]
+        return self.item_unit.index_select(0, rows), self.item_present.index_select(0, rows)
 
     def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N d"], Bool[Tensor, " N"]]:
         if not len(self.query_unit):
             return self.query_unit.new_zeros(len(rows), self.item_unit.shape[-1]), torch.zeros_like(rows, dtype=torch.bool)
         present = (rows >= 0) & self.query_present[rows.clamp_min(0)]
-        return self.query_unit[rows.clamp_min(0)] * present[:, None], present
+        return torch.where(present[:, None], self.query_unit.index_select(0, rows.clamp_min(0)), 0.0), present
 
 
 @torch.no_grad()

@@ -131,6 +131,24 @@ def _submit(name: str, argv: Sequence[str]) -> int:
     return submit.run(submission)
 
 
+BENCHMARKS = ("gsu", "end_model", "codebooks", "train", "quality", "gpu_gsu")
+
+
+def _bench(name: str, argv: Sequence[str]) -> int:
+    """A measurement of `benchmarks/`, with that script's own flags."""
+    parser = _Parser(name)
+    parser.add_argument("benchmark", choices=BENCHMARKS)
+    own, rest = parser.parse_known_args(argv)
+    module = f"benchmarks.{own.benchmark}"
+    script = _checkout(module)
+    before, sys.argv = sys.argv, [module, *rest]
+    try:
+        script.main()
+    finally:
+        sys.argv = before
+    return 0
+
+
 def _versions(name: str, argv: Sequence[str]) -> int:
     from seminar.artifacts import Store
 
@@ -193,6 +211,11 @@ JOBS = {
         usage=f"JOB [--address URL] [--submission-id KEY] [--token-path FILE] [--no-wait] {_SETTINGS}",
     ),
     "demo": Job("everything above, once, on real data", _demo, usage=f"[--households N] [--keep] {_SETTINGS}"),
+    "bench": Job(
+        "measure: gsu is the retrieval engine against its rivals and its floors",
+        _bench,
+        usage=f"{{{'|'.join(BENCHMARKS)}}} [flags of python -m benchmarks.NAME]",
+    ),
     "versions": Job(
         "list artefacts; choose, roll back or verify a version",
         _versions,

@@ -192,10 +192,19 @@ class CodebookConfig(_Section):
     num_subquantizers: int = Field(16, gt=0)
     """B, codes of one byte a channel."""
     num_centroids: int = Field(256, gt=1, le=256)
-    """C; one byte holds a code."""
+    """C; one byte holds a code. 16 makes 4-bit codes, packed two a byte where histories are scored."""
+    rotation: Literal["none", "opq"] = "opq"
+    """opq: learn an orthogonal rotation of each channel that suits its sub-spaces. A warm start keeps the rotation it finds."""
+    trainer: Literal["exact", "faiss"] = "exact"
+    """exact: the same bits for any number of shards. faiss: its k-means, on all GPUs where it sees any; not bitwise reproducible.
+    A warm start is always exact."""
     sample_items: int = Field(65_536, gt=0)
     """Most training vectors a channel."""
     iterations: int = Field(15, gt=0)
+    """Most updates of the centroids; with rotation = opq as many rounds before them."""
+    warm_gain: float = Field(0.01, ge=0, lt=1)
+    """After a warm start a centroid moves only if that lowers its cluster's error by more than this share: codes stay as they are
+    where the catalogue did."""
     num_shards: int = Field(4, gt=0)
     """Pieces the statistics are gathered over; the result does not depend on it."""
     seed: int = 0
@@ -223,9 +232,16 @@ class ServeConfig(_Section):
     """The scoring service."""
 
     topology: Literal["fused", "split"] = "fused"
-    retriever: Literal["exact", "pq"] = "pq"
-    overfetch: int = Field(4, ge=1, le=64)
-    """Candidates fetched by codes a kept behaviour, before exact re-scoring."""
+    retriever: Literal["auto", "exact", "merged", "int8", "pq"] = "auto"
+    """How the GSU searches a history; auto chooses by request (`seminar/retrieval/regime.py`). All give the exact top-K."""
+    overfetch: float | None = Field(None, ge=1, le=64)
+    """Candidates a kept behaviour that are re-scored exactly; none: the method's own, 1.5 for int8 and 4 for pq."""
+    keep_keys: bool = True
+    """Keep packed 8-bit keys of users, so that a request packs only what is new."""
+    keys: Path | None = None
+    """Folder of packed keys, on a local disk; none: <workdir>/keys. Those of the two newest bundles are kept."""
+    max_keys_gib: float = Field(64.0, gt=0)
+    """Size limit of one bundle's packed keys (address space, not memory)."""
     host: str = "127.0.0.1"
     port: int = Field(8000, gt=0, lt=65536)
     max_targets: int = Field(1000, gt=0)

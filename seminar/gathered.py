@@ -91,14 +91,14 @@ def _plain(table: Tensor, row: Tensor) -> Tensor:
 def _run_dot(query: Tensor, table: Tensor, row: Tensor) -> Tensor:
     out = query.new_zeros(*query.shape[:2], row.shape[1])
     q, t, r, o = _array(query), _array(table), _array(row), out.numpy()
-    _in_threads(len(r), lambda rows: _dot(q[rows], t, r[rows], o[rows]))
+    in_threads(len(r), lambda rows: _dot(q[rows], t, r[rows], o[rows]))
     return out
 
 
 def _run_pool(weight: Tensor, table: Tensor, row: Tensor) -> Tensor:
     out = weight.new_zeros(*weight.shape[:2], table.shape[1])
     w, t, r, o = _array(weight), _array(table), _array(row), out.numpy()
-    _in_threads(len(r), lambda rows: _pool(w[rows], t, r[rows], o[rows]))
+    in_threads(len(r), lambda rows: _pool(w[rows], t, r[rows], o[rows]))
     return out
 
 
@@ -111,13 +111,13 @@ def _run_scatter(weight: Tensor, vector: Tensor, row: Tensor, table: Tensor) -> 
         _scatter(w[rows], v[rows], r[rows], part.numpy())
         return part
 
-    first, *others = _in_threads(len(r), scattered)
+    first, *others = in_threads(len(r), scattered)
     for part in others:
         first += part
     return first
 
 
-def _in_threads(count: int, work: Callable[[slice], T]) -> list[T]:
+def in_threads(count: int, work: Callable[[slice], T]) -> list[T]:
     """`work` on as many slices of `count` rows as torch has threads; the kernels release the interpreter lock."""
     threads = min(torch.get_num_threads(), max(count // ROWS_A_THREAD, 1))
     bounds = [count * i // threads for i in range(threads + 1)]

@@ -2,9 +2,8 @@
 
     x^GSU(j) = x^PSU(j) G_j;   relevance(t, l) = sum_h alpha_h(t, l)                              (SEMINAR, fine-tuning)
 
-With all heads summed, everything on the target's side folds into one vector u = sum_h Wk_h (Wq_h^T q_t + bq_h) / sqrt(d), and G_j
-and the channel scale s_j fold into probe_j = s_j G_j u, so relevance = sum_j weight_j <probe_j, unit_j>. Codes made of `unit`
-stay valid while G_j, Wq, Wk and the gate learn.
+With all heads summed, everything on the target's side folds into one vector u = sum_h Wk_h (Wq_h^T q_t + bq_h) / sqrt(d), so
+relevance = sum_j weight_j <u, unit_j A_j> with A_j = s_j G_j. Codes made of `unit` stay valid while all of these learn.
 """
 
 from dataclasses import dataclass
@@ -46,18 +45,23 @@ class GSU(nn.Module):
     def merged(self, gated: GatedPairs) -> Float[Tensor, "N d"]:
         """sum_j gamma_j s_j unit_j G_j: merged query of a target, merged key of a behaviour (unless the gate is the target's)."""
         weighted = gated.pairs.unit_NMd * (gated.weight_NM * self.gate.scale)[..., None]
-        return torch.einsum("nmd,mde->ne", weighted, self.transform)
+        return weighted.flatten(1) @ self.transform.flatten(0, 1)
 
     def fold(self, target: Float[Tensor, "*N d"]) -> Float[Tensor, "*N d"]:
         """u of merged targets: relevance is <u, merged key>."""
         return self.attention.fold(target).sum(-2)
 
+    @property
+    def key_transform(self) -> Float[Tensor, "M d d"]:
+        """A_j = s_j G_j: what turns a channel's unit vectors into keys."""
+        return self.transform * self.gate.scale[:, None, None]
+
     def probe(self, target: Float[Tensor, "N d"], gate_logit: Float[Tensor, "N M"]) -> Probe:
         """What a retriever needs to score N targets (Retriever protocol)."""
-        vector = torch.einsum("mde,ne->nmd", self.transform * self.gate.scale[:, None, None], self.fold(target))
+        query = self.fold(target)
         if self.gate.mode != "target":
-            return Probe(vector)
-        return Probe(vector, (gate_logit - gate_logit.amax(-1, keepdim=True)).exp())
+            return Probe(query)
+        return Probe(query, (gate_logit - gate_logit.amax(-1, keepdim=True)).exp())
 
 
 def target_gate_weights(gate_logit: Float[Tensor, "B T M"], present: Bool[Tensor, "B L M"]) -> Float[Tensor, "B T L M"]:

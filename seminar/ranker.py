@@ -19,12 +19,12 @@ from seminar.batching import Batch
 from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encode_pairs, encoders_of
 from seminar.config import ModelConfig
 from seminar.errors import VersionMismatch, explain
-from seminar.esu import ESU, NUM_CONTENT, Interest, Kept
+from seminar.esu import ESU, NUM_CONTENT, Interest, Kept, TargetGate
 from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, cross_features, item_features, user_features
 from seminar.gathered import gathered_dot
 from seminar.gsu import GSU, GatedPairs, keep_top_k, target_gate_weights
 from seminar.psu import unique_pairs
-from seminar.schema import TASKS, TEXT
+from seminar.schema import NONE, NUM_CHANNELS, TASKS
 
 HOURS_PER_WEEK = 168
 
@@ -48,11 +48,11 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Ranked:
-    """logit_BTS: one logit a task (CTR, PSR). relevance_BTK: GSU relevance of the kept behaviours, with gradient."""
+    """logit_BTS: one logit a task (CTR, PSR); what the ESU saw and made of it."""
 
     logit_BTS: Float[Tensor, "B T S"]
     interest: Interest
-    relevance_BTK: Float[Tensor, "B T K"]
+    kept: Kept
 
 
 class Ranker(nn.Module):
@@ -118,7 +118,7 @@ class Ranker(nn.Module):
             chosen = batch.mask_BT & (batch.task_BT == code)
             bce = functional.binary_cross_entropy_with_logits(ranked.logit_BTS[..., code], batch.label_BT, reduction="none")
             losses[task] = torch.where(chosen, bce, 0.0).sum() / batch.mask_BT.sum().clamp_min(1)
-        losses["distillation"] = distillation_loss(ranked, batch.mask_BT)
+        losses["distillation"] = distillation_loss(ranked.interest, self.kept_relevance(ranked.kept), batch.mask_BT)
         total = sum(losses[task] for task in TASKS) + self.distillation * losses["distillation"]
         return {"total": total, **losses}
 
@@ -136,12 +136,8 @@ class Ranker(nn.Module):
         folded = self.gsu.fold(encoded.target_BTd)
         if self.config.gate != "target":
             return folded @ functional.embedding(encoded.history_BL, encoded.merged_Pd).transpose(1, 2)
-        probe = self.gsu.probe(encoded.target_BTd.flatten(0, 1), encoded.gated.gate_logit_NM[encoded.target_BT.flatten()])
-        per_channel = torch.einsum(
-            "btmd,blmd->btlm",
-            probe.vector_TMd.unflatten(0, encoded.target_BT.shape),
-            encoded.gated.pairs.unit_NMd[encoded.history_BL],
-        )
+        vector = torch.einsum("mde,bte->btmd", self.gsu.key_transform, folded)
+        per_channel = torch.einsum("btmd,blmd->btlm", vector, encoded.gated.pairs.unit_NMd[encoded.history_BL])
         return (per_channel * self._target_weights(encoded)).sum(-1)
 
     def cross(self, batch: Batch) -> Float[Tensor, "B T F"]:
@@ -170,30 +166,30 @@ class Ranker(nn.Module):
             self._item_features(batch),
             user[:, None].expand(-1, target.shape[1], -1),
         ]
-        folded = self.gsu.fold(target.detach())[:, :, None]
-        relevance = gathered_dot(folded, kept.table_Pd.detach(), kept.row_BTK).squeeze(2)
-        return Ranked(self.out(self.head(torch.cat(features, -1))), interest, relevance.masked_fill(~kept.mask_BTK, -torch.inf))
+        return Ranked(self.out(self.head(torch.cat(features, -1))), interest, kept)
+
+    def kept_relevance(self, kept: Kept) -> Float[Tensor, "B T K"]:
+        """GSU relevance of the kept behaviours, -inf for padding. Targets and keys are detached: Wq, Wk and bq alone learn."""
+        table, row = kept.keys
+        folded = self.gsu.fold(functional.embedding(kept.target_BT, kept.merged_Pd.detach()))
+        relevance = gathered_dot(folded[:, :, None], table.detach(), row).squeeze(2)
+        return relevance.masked_fill(~kept.mask_BTK, -torch.inf)
 
     def contributions(self, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"]) -> Float[Tensor, "B T K M"]:
         """Each channel's part of the GSU relevance of the kept behaviours; the parts add up to it. Padding: zero."""
-        probe = self.gsu.probe(encoded.target_BTd.flatten(0, 1), encoded.gated.gate_logit_NM[encoded.target_BT.flatten()])
+        vector = torch.einsum("mde,bte->btmd", self.gsu.key_transform, self.gsu.fold(encoded.target_BTd))
         pair = _pick(encoded.history_BL, kept_BTK.clamp_min(0))
-        vector = probe.vector_TMd.unflatten(0, kept_BTK.shape[:2])
         parts = torch.einsum("btmd,btkmd->btkm", vector, encoded.gated.pairs.unit_NMd[pair])
         return parts * self._kept_weights(encoded, pair) * (kept_BTK >= 0)[..., None]
 
     def _gather(self, batch: Batch, encoded: Encoded, kept_BTK: Tensor) -> Kept:
-        mask = kept_BTK >= 0
         position = kept_BTK.clamp_min(0)
         pair = _pick(encoded.history_BL, position)
+        gate = None
         if self.config.gate == "target":
-            # A behaviour's key depends on the target, so every kept behaviour is a row of its own.
-            table = self._target_keys(encoded, pair).flatten(0, 2)
-            row = torch.arange(len(table), device=pair.device).view(pair.shape)
-        else:
-            table, row = encoded.merged_Pd, pair
-        similarity, shared = _similarity(encoded, torch.where(mask, pair, -1))
-        return Kept(table, torch.where(mask, row, -1), _pick(batch.hours_BL, position), similarity, shared)
+            gate = TargetGate(self._kept_weights(encoded, pair), self.gsu.key_transform)
+        row, hours = torch.where(kept_BTK >= 0, pair, NONE), _pick(batch.hours_BL, position)
+        return Kept(encoded.gated.pairs, encoded.merged_Pd, encoded.target_BT, row, hours, gate)
 
     def _target_weights(self, encoded: Encoded) -> Tensor:
         gated = encoded.gated
@@ -204,15 +200,15 @@ class Ranker(nn.Module):
         gated = encoded.gated
         if self.config.gate != "target":
             return gated.weight_NM[pair_BTK]
-        logit = gated.gate_logit_NM[encoded.target_BT].flatten(0, 1)[:, None]
-        weight = target_gate_weights(logit, gated.pairs.present_NM[pair_BTK].flatten(0, 1))
-        return weight.squeeze(1).unflatten(0, pair_BTK.shape[:2])
-
-    def _target_keys(self, encoded: Encoded, pair_BTK: Tensor) -> Tensor:
-        """Merged keys of kept behaviours under the target's gate."""
-        weight = self._kept_weights(encoded, pair_BTK) * self.gsu.gate.scale
-        weighted = encoded.gated.pairs.unit_NMd[pair_BTK] * weight[..., None]
-        return torch.einsum("btkmd,mde->btke", weighted, self.gsu.transform)
+        # A behaviour has one of 2^M sets of channels: a softmax a set, not one a behaviour.
+        bit = 2 ** torch.arange(NUM_CHANNELS, device=pair_BTK.device)
+        sets = torch.arange(2**NUM_CHANNELS, device=pair_BTK.device)
+        weight = target_gate_weights(
+            gated.gate_logit_NM[encoded.target_BT], (sets[:, None] & bit > 0).expand(len(pair_BTK), -1, -1)
+        )
+        target = torch.arange(encoded.target_BT.numel(), device=pair_BTK.device).view(*encoded.target_BT.shape, 1)
+        of_pair = (gated.pairs.present_NM * bit).sum(-1)
+        return functional.embedding(target * len(sets) + of_pair[pair_BTK], weight.flatten(0, 2))
 
     def _recent(self, batch: Batch, encoded: Encoded, target: Tensor) -> Tensor:
         """Short-term interest: target attention over the newest behaviours."""
@@ -252,15 +248,17 @@ class CatalogueStats:
         return cls(category, count, (total / members.clamp_min(1))[slots], count.sum())
 
 
-def distillation_loss(ranked: Ranked, mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
+def distillation_loss(
+    interest: Interest, relevance_BTK: Float[Tensor, "B T K"], mask_BT: Bool[Tensor, "B T"]
+) -> Float[Tensor, ""]:
     """KL from the ESU's mean attention to the GSU's softmax over the kept behaviours: what the GSU keeps is what the ESU wants.
 
-    Mean over real targets (mask_BT) of users with a history. Teacher and keys are detached: only the GSU's Wq, Wk and bq learn.
+    Mean over real targets (mask_BT) of users with a history. The teacher is detached: the ESU does not learn from the GSU.
     """
-    teacher = ranked.interest.attention_BTHK.detach().mean(2)
-    mask = ranked.relevance_BTK > -torch.inf
+    teacher = interest.attention_BTHK.detach().mean(2)
+    mask = relevance_BTK > -torch.inf
     rows = mask.any(-1, keepdim=True) & mask_BT[..., None]
-    student = torch.where(rows, ranked.relevance_BTK, 0.0).log_softmax(-1)
+    student = torch.where(rows, relevance_BTK, 0.0).log_softmax(-1)
     divergence = torch.where((teacher > 0) & rows, teacher * (teacher.clamp_min(1e-12).log() - student), 0.0).sum(-1)
     return divergence.sum() / rows.sum().clamp_min(1)
 
@@ -302,16 +300,6 @@ def serving_ranker(config: ModelConfig, tables: UnitTables, stats: CatalogueStat
     ranker = Ranker(config, tables, stats, torch.Generator())
     ranker.load_state_dict({k: v for k, v in state.items() if not k.startswith("channels.")})
     return ranker.eval()
-
-
-@torch.no_grad()
-def _similarity(encoded: Encoded, pair_BTK: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine of target and kept behaviour a modality, and whether both have it: [B, T, K, m] each."""
-    unit, present = encoded.gated.pairs.unit_NMd[:, TEXT:], encoded.gated.pairs.present_NM[:, TEXT:]
-    target = unit[encoded.target_BT]
-    similarity = [gathered_dot(target[:, :, m : m + 1], unit[:, m], pair_BTK)[:, :, 0] for m in range(NUM_CONTENT)]
-    shared = present[encoded.target_BT][:, :, None] & present[pair_BTK.clamp_min(0)] & (pair_BTK >= 0)[..., None]
-    return torch.stack(similarity, -1), shared
 
 
 def _pick(column: Tensor, position: Tensor) -> Tensor:

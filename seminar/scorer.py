@@ -16,22 +16,23 @@ from torch import Tensor
 
 from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
-from seminar.channels import ChannelSource, UnitTables, encode_pairs, gate_softmax
+from seminar.channels import ChannelSource, UnitTables, encode_pairs
 from seminar.embedding import TextEncoder, open_text_encoder
+from seminar.history_search import HistorySearch
 from seminar.ranker import Encoded, Ranked
-from seminar.retrieval.base import Keys, Retriever
-from seminar.retrieval.exact import ExactRetriever
-from seminar.retrieval.pq import PQRetriever
+from seminar.retrieval.key_store import KeyStore
+from seminar.retrieval.regime import Choice, Method
 from seminar.schema import NONE
 
 
 @dataclass(frozen=True)
 class ScoringHistory:
-    """One user's behaviours as catalogue rows, oldest first (query -1: none)."""
+    """One user's behaviours as catalogue rows, oldest first (query -1: none). user_id: whose packed keys may be kept."""
 
     item_L: Int[ndarray, " L"]
     query_L: Int[ndarray, " L"]
     time_ms_L: Int[ndarray, " L"]
+    user_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ class Targets:
 class Retrieved:
     """GSU output, all the second stage needs: U behaviours (kept by any target, the newest, the oldest) and where they stood.
 
-    position_U: positions in the history, increasing. kept_TK: rows of U kept for each target, -1 padding; best first.
-    cross_TF: user-x-item features over the whole history.
+    position_U: positions in the history, increasing. kept_TK: rows of U kept for each target, increasing, -1 padding at the end.
+    cross_TF: user-x-item features over the whole history. choice: how the K were found.
     """
 
     item_U: Int[ndarray, " U"]
@@ -61,6 +62,7 @@ class Retrieved:
     relevance_TK: Float[ndarray, "T K"]
     cross_TF: Float[ndarray, "T F"]
     total_length: int
+    choice: Choice
 
 
 @dataclass(frozen=True)
@@ -76,18 +78,29 @@ class Explanation:
 
 @dataclass(frozen=True)
 class Scored:
-    """probability_T in (0, 1) for the request's task, and optionally why."""
+    """probability_T in (0, 1) for the request's task, how the history was searched, and optionally why."""
 
     probability_T: Float[ndarray, " T"]
+    choice: Choice
     explanation: Explanation | None = field(default=None)
 
 
 class TwoStageScorer:
-    """Scores targets against one user's whole history with one bundle. Thread-safe: it holds no per-request state."""
+    """Scores targets against one user's whole history with one bundle. Thread-safe: it holds no per-request state.
 
-    def __init__(self, bundle: Bundle, retriever: Literal["exact", "pq"] = "pq", overfetch: int = 4) -> None:
+    retriever: a method of `seminar/retrieval/regime.py`, or `auto`. overfetch: candidates a kept behaviour, the method's own if
+    None. key_store: keeps packed keys of users that requests name; it must be of this bundle.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        retriever: Method | Literal["auto"] = "auto",
+        overfetch: float | None = None,
+        key_store: KeyStore | None = None,
+    ) -> None:
         self.bundle = bundle
-        self.retriever = open_retriever(bundle, retriever, overfetch)
+        self.history_search = HistorySearch(bundle, retriever, overfetch, key_store)
         self._text_encoder: TextEncoder | None = None
 
     @torch.inference_mode()
@@ -98,7 +111,7 @@ class TwoStageScorer:
         source = self._source(targets)
         encoded_T = ranker.gsu.gated(encode_pairs(source, batch.item_BT[0], batch.query_BT[0]))
         probe = ranker.gsu.probe(ranker.gsu.merged(encoded_T), encoded_T.gate_logit_NM)
-        top = self.retriever.top_k(probe, self._keys(history), config.top_k)
+        top, choice = self.history_search.top_k(history, probe, config.top_k)
         kept, relevance = top.index_TK.numpy(), top.relevance_TK.numpy()
         length = len(history.item_L)
         edges = np.arange(max(0, length - config.recent), length)
@@ -113,6 +126,7 @@ class TwoStageScorer:
             relevance_TK=relevance,
             cross_TF=ranker.cross(batch)[0].numpy(),
             total_length=length,
+            choice=choice,
         )
 
     @torch.inference_mode()
@@ -125,7 +139,7 @@ class TwoStageScorer:
         kept_BTK = torch.from_numpy(retrieved.kept_TK)[None]
         ranked = ranker.rank(batch, encoded, kept_BTK, torch.from_numpy(retrieved.cross_TF)[None])
         probability = torch.sigmoid(ranked.logit_BTS[0, :, targets.task]).numpy()
-        return Scored(probability, self._explain(encoded, ranked, retrieved) if explain else None)
+        return Scored(probability, retrieved.choice, self._explain(encoded, ranked, retrieved) if explain else None)
 
     def score(self, history: ScoringHistory, targets: Targets, *, explain: bool = False) -> Scored:
         """Both stages."""
@@ -142,17 +156,6 @@ class TwoStageScorer:
         if targets.unseen_Xd is None:
             return self.bundle.units
         return _WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd))
-
-    def _keys(self, history: ScoringHistory) -> Keys:
-        item, query = torch.from_numpy(history.item_L), torch.from_numpy(history.query_L)
-        units, gsu = self.bundle.units, self.bundle.ranker.gsu
-        if gsu.gate.mode == "behaviour":
-            gated = gsu.gated(encode_pairs(units, item, query))
-            return Keys(item, query, gated.pairs.present_NM, gated.weight_NM)
-        # Other gates need no vectors: presence alone decides a behaviour's weights.
-        has_query = (query >= 0) & units.query_present[query.clamp_min(0)] if len(units.query_present) else query >= 0
-        present = torch.cat([has_query[:, None], units.item_present[item]], 1)
-        return Keys(item, query, present, gate_softmax(gsu.gate.logit.expand(len(item), -1), present))
 
     def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]
@@ -178,14 +181,6 @@ class _WithUnseenQueries:
         unseen = rows >= first
         unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)
         return unit, present | unseen
-
-
-def open_retriever(bundle: Bundle, name: Literal["exact", "pq"], overfetch: int) -> Retriever:
-    """The GSU retriever over a bundle's tables."""
-    exact = ExactRetriever(bundle.units.item_unit, bundle.units.query_unit)
-    if name == "exact":
-        return exact
-    return PQRetriever(bundle.codebooks, bundle.codes, exact, overfetch)
 
 
 def _batch(history: ScoringHistory, targets: Targets, total_length: int, time_ms_L: ndarray) -> Batch:

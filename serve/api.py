@@ -129,6 +129,9 @@ class ScoreResponse(Output):
     """Behaviours stored, up to time_ms if it was given."""
     history_used: int
     """Those whose item the bundle knows: the history that was scored."""
+    retriever: str
+    """How the history was searched (exact, merged, int8, pq); the top-K is the exact one in all of them."""
+    retriever_reason: str
     timings_ms: Timings
     explanation: list[TargetExplanation] | None = None
     """Best target first."""
@@ -188,7 +191,8 @@ class BundleResponse(Output):
     inputs: dict[str, str]
     """Versions of the artefacts the bundle was made from."""
     retriever: str
-    overfetch: int
+    overfetch: float | None
+    """Candidates a kept behaviour that are re-scored exactly; null: the method's own."""
     topology: str
     text_encoder: str
     items: int

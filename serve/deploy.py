@@ -39,7 +39,8 @@ def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
     args = Options(
         workdir=str(settings.workdir.resolve()),
         history=str(chosen.history.resolve()) if chosen.history else None,
-        **chosen.model_dump(include=set(Options.model_fields) - {"workdir", "history"}),
+        keys=str(chosen.keys.resolve()) if chosen.keys else None,
+        **chosen.model_dump(include=set(Options.model_fields) - {"workdir", "history", "keys"}),
     )
     config["applications"][0]["args"] = args.model_dump(exclude_none=True)
     return with_bundle(config, bundle)

@@ -113,6 +113,8 @@ class Engine:
             scores=scored.probability_T.tolist(),
             history_length=prepared.stored,
             history_used=len(prepared.history.item_L),
+            retriever=scored.choice.method,
+            retriever_reason=scored.choice.reason,
             timings_ms=api.Timings(history=history_ms, retrieve=result.retrieve_ms, rank=result.rank_ms, total=total_ms),
             explanation=explanation,
         )

@@ -10,6 +10,8 @@ from seminar.artifacts import Store
 from seminar.bundle import Bundle
 from seminar.errors import ArtifactError, ConfigError, explain
 from seminar.history.lmdb_store import LMDBHistoryStore
+from seminar.history_search import key_space
+from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve.problems import problems_of
@@ -24,8 +26,13 @@ class Options(BaseModel):
     history: str | None = None
     """LMDB folder, on a disk of the node; none: <workdir>/history."""
     topology: Literal["fused", "split"] = "fused"
-    retriever: Literal["exact", "pq"] = "pq"
-    overfetch: int = Field(4, ge=1, le=64)
+    retriever: Literal["auto", "exact", "merged", "int8", "pq"] = "auto"
+    overfetch: float | None = Field(None, ge=1, le=64)
+    keep_keys: bool = True
+    """Keep packed keys of users; they are as safe to delete as any cache."""
+    keys: str | None = None
+    """Folder of packed keys, on a disk of the node; none: <workdir>/keys."""
+    max_keys_gib: float = Field(64.0, gt=0)
     max_targets: int = Field(1000, gt=0)
     max_events: int = Field(10_000, gt=0)
     max_history_gib: float = Field(64.0, gt=0)
@@ -49,7 +56,10 @@ class Options(BaseModel):
 
     def load_scorer(self, folder: Path) -> TwoStageScorer:
         """Load, check and warm up a bundle; ArtifactError or VersionMismatch if it must not be served."""
-        scorer = TwoStageScorer(Bundle.load(folder), self.retriever, self.overfetch)
+        bundle = Bundle.load(folder)
+        keys = Path(self.keys or Path(self.workdir) / "keys")
+        store = open_shared(keys, key_space(bundle), bundle.version, self.max_keys_gib) if self.keep_keys else None
+        scorer = TwoStageScorer(bundle, self.retriever, self.overfetch, store)
         _try_out(scorer)
         return scorer
 
@@ -60,8 +70,10 @@ class Options(BaseModel):
 def _try_out(scorer: TwoStageScorer) -> None:
     # A first request pays for compiled kernels, and a model that diverged loads without complaint.
     rows = np.arange(min(len(scorer.bundle.item_ids), 64))
-    history = ScoringHistory(rows, np.full(len(rows), NONE), np.full(len(rows), 1_600_000_000_000))
-    scores = scorer.score(history, Targets(rows, history.query_L, CTR, 1_600_000_000_000), explain=True).probability_T
+    length = 64 + 4 * scorer.bundle.config.top_k
+    history = ScoringHistory(np.resize(rows, length), np.full(length, NONE), np.full(length, 1_600_000_000_000))
+    targets = Targets(rows, np.full(len(rows), NONE), CTR, 1_600_000_000_000)
+    scores = scorer.score(history, targets, explain=True).probability_T
     if not np.isfinite(scores).all():
         what = f"scores of bundle {scorer.bundle.version}"
         raise ArtifactError(explain(what, got="not a number", expected="probabilities", fix="roll back to the bundle before it"))

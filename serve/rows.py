@@ -59,7 +59,8 @@ def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Prepa
         stored = stored[stored.time_ms_L <= request.time_ms]
     item_L = live.items(stored.item_L)
     used = item_L != NONE
-    history = ScoringHistory(item_L[used], live.queries(stored.query_L[used]), stored.time_ms_L[used])
+    user_id = request.user_id if known_user else None
+    history = ScoringHistory(item_L[used], live.queries(stored.query_L[used]), stored.time_ms_L[used], user_id)
     return Prepared(live, history, targets, len(stored), known_user)
 
 

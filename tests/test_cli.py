@@ -319,3 +319,15 @@ def test_nearest_names_are_full_settings() -> None:
     near = {"pretrain.stepz": "pretrain.steps", "top_k": "model.top_k", "num_subquantisers": "codebooks.num_subquantizers"}
     for slip, wanted in near.items():
         assert f"--{wanted}" in flags._suggest(slip, known)
+
+
+def test_bench_runs_a_measurement_with_its_own_flags(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import benchmarks.gsu
+
+    seen: list[list[str]] = []
+    monkeypatch.setattr(benchmarks.gsu, "main", lambda: seen.append(list(sys.argv)))
+    before = list(sys.argv)
+    assert main(["bench", "gsu", "--quick", "--worlds", "gaussian"]) == 0
+    assert seen == [["benchmarks.gsu", "--quick", "--worlds", "gaussian"]]
+    assert sys.argv == before
+    assert "'gus'" in complaint(capsys, "bench", "gus")

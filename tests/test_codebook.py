@@ -9,13 +9,16 @@ from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_tensors
 
 from seminar.artifacts import Artifact, Store
-from seminar.channels import unit_tables
+from seminar.channels import VectorTables, unit_tables
 from seminar.codes.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
-from seminar.codes.codebook_fit import fit, sample_rows
-from seminar.codes.kmeans import MAX_POINTS, SCALE, assign, merge, split_spaces, statistics, update
+from seminar.codes.codebook_fit import fit
+from seminar.codes.distinct import sampling_order
+from seminar.codes.kmeans import MAX_POINTS, SCALE, merge, split_spaces, statistics, update
+from seminar.codes.nearest import assign
 from seminar.config import CodebookConfig, Settings
 from seminar.errors import ArtifactError, ConfigError, DataError, VersionMismatch
 from seminar.ranker import Ranker, load_ranker
+from seminar.schema import CHANNELS
 from tests.worlds import seeded, small_config, vector_tables
 from workflows import fit_codebooks
 
@@ -79,14 +82,16 @@ def test_fixed_point_sums_cannot_overflow() -> None:
     assert MAX_POINTS * 4.1 * SCALE < 2**63
 
 
-def test_nearest_centroid_is_float32_arithmetic_in_order_without_fused_operations() -> None:
+@pytest.mark.parametrize("count", [31, 4, 1, 256])
+def test_nearest_centroid_is_fused_float32_arithmetic_in_order(count: int) -> None:
     points = split_spaces(unit_vectors(300), 4)
-    centroid = split_spaces(unit_vectors(31, seed=1), 4).swapaxes(0, 1).copy()
+    centroid = split_spaces(unit_vectors(count, seed=1), 4).swapaxes(0, 1).copy()
     code, distance = assign(points, centroid)
-    expected = np.zeros((300, 4, 31), np.float32)
+    expected = np.zeros((300, 4, count), np.float32)
     for k in range(4):
-        difference = points[:, :, None, k] - centroid[None, :, :, k]
-        expected += difference * difference
+        # The product of two float32 is exact in float64: rounded once, like a fused operation.
+        difference = (points[:, :, None, k] - centroid[None, :, :, k]).astype(np.float64)
+        expected = (difference * difference + expected).astype(np.float32)
     np.testing.assert_array_equal(code, expected.argmin(-1))
     np.testing.assert_array_equal(distance, expected.min(-1))
 
@@ -215,6 +220,63 @@ def test_drift_adds_up_over_blocks_and_knows_its_oracle(fitted: Codebooks) -> No
     assert drift(fitted, fitted, 2, vectors).changed == 0
 
 
+@pytest.mark.parametrize("rotation", ["none", "opq"])
+def test_a_warm_start_stays_within_two_percent_of_the_stale_codebook(rotation: str) -> None:
+    settings = config(num_centroids=64, rotation=rotation, iterations=10)
+    old = unit_vectors(4000, clusters=100)
+    draw = np.random.default_rng(7)
+    new = unit_vectors(1, seed=3) + 0.3 * draw.standard_normal((200, 16)).astype(np.float32)
+    new /= np.linalg.norm(new, axis=1, keepdims=True)
+    stale, _ = fit([old], settings, STAMP)
+    warm, (report,) = fit([np.concatenate([old, new])], settings, STAMP, warm=stale)
+    on_old, on_new = (drift(stale, warm, 0, vectors).summary() for vectors in (old, new))
+    assert on_old["changed"] < 0.02
+    assert on_old["distortion_new"] < 1.02 * on_old["distortion_old"]
+    # What is new is served better: the codebook does move where the catalogue did.
+    assert on_new["distortion_new"] < 0.98 * on_new["distortion_old"]
+    assert 0 < report.kept < report.num_centroids * 4
+    cold, _ = fit([np.concatenate([old, new])], config(num_centroids=64, rotation=rotation, seed=1), STAMP)
+    assert drift(stale, cold, 0, old).summary()["changed"] > 0.5
+
+
+def test_a_warm_start_on_the_same_vectors_changes_no_code_and_gains_at_most_its_threshold() -> None:
+    vectors = [unit_vectors(3000, clusters=100)]
+    stale, (before,) = fit(vectors, config(iterations=3, num_centroids=64), STAMP)
+    warm, (after,) = fit(vectors, config(iterations=1, num_centroids=64, warm_gain=0.99), STAMP, warm=stale)
+    assert warm.centroid_MSCw.tobytes() == stale.centroid_MSCw.tobytes()
+    assert (after.kept, after.distortion) == (64 * 4, before.distortion)
+
+
+def test_a_centroid_moves_only_where_its_cluster_gains_enough() -> None:
+    points = np.float32([[0.0], [0.4], [0.9], [0.8]])[:, None]
+    start = np.float32([[[0.21], [0.7]]])
+    found = statistics(points, start)
+    # Means .2 and .85: gains 2 * .01**2 of .0802 and 2 * .15**2 of .05.
+    np.testing.assert_allclose(update(start, found, 0.01)[0, :, 0], [0.21, 0.85], atol=1e-6)
+    np.testing.assert_allclose(update(start, found, 0.95)[0, :, 0], [0.21, 0.7], atol=1e-6)
+    np.testing.assert_allclose(update(start, found)[0, :, 0], [0.2, 0.85], atol=1e-6)
+
+
+def test_a_lossless_channel_keeps_its_codes_when_vectors_are_added() -> None:
+    old, new = unit_vectors(10), unit_vectors(4, seed=1)
+    before, _ = fit([old], SMALL, STAMP)
+    after, (report,) = fit([np.concatenate([new, old])], SMALL, STAMP, warm=before)
+    assert report.lossless
+    np.testing.assert_array_equal(before.encode(0, old), after.encode(0, old))
+    assert after.decode(0, after.encode(0, new)).tobytes() == new.tobytes()
+
+
+@pytest.mark.parametrize("num_centroids", [2, 16])
+def test_four_bit_codes_need_no_more_than_four_bits(num_centroids: int, tmp_path: Path) -> None:
+    books, _ = fit([unit_vectors(900, seed=m) for m in range(4)], config(num_centroids=num_centroids), STAMP)
+    assert (books.code_bits, books.bytes_per_behaviour) == (4, 4 * 4 / 2)
+    codes = catalogue_codes(books, STAMP)
+    assert codes.item_code_I3S.max() == num_centroids - 1
+    save_codes(tmp_path / "x", books, codes)
+    assert load_codes(tmp_path / "x")[0].code_bits == 4
+    assert Codebooks(np.zeros((4, 16, 17, 4), np.float32), books.num_centroids_M, books.rotation_Mdd, STAMP).code_bits == 8
+
+
 def test_missing_vectors_are_never_read(fitted: Codebooks) -> None:
     unit = np.stack([unit_vectors(50, seed=m) for m in range(3)], 1)
     present = np.random.default_rng(0).random((50, 3)) < 0.5
@@ -222,6 +284,7 @@ def test_missing_vectors_are_never_read(fitted: Codebooks) -> None:
     code, error = encode_block(fitted, (1, 2, 3), unit, present)
     assert not code[~present].any()
     assert np.isfinite(error).all()
+    assert not error[~present].any()
     np.testing.assert_array_equal(code[present[:, 1], 1], fitted.encode(2, unit[present[:, 1], 1]))
 
 
@@ -239,16 +302,12 @@ def test_sub_spaces_that_do_not_divide_the_width_are_refused() -> None:
 
 
 def test_samples_are_deterministic_and_hardly_move_when_rows_are_added() -> None:
-    present = np.random.default_rng(0).random(5000) < 0.7
-    rows = sample_rows(present, 1000, seed=3)
-    assert len(rows) == 1000
-    assert present[rows].all()
-    assert (np.diff(rows) > 0).all()
-    np.testing.assert_array_equal(rows, sample_rows(present, 1000, seed=3))
-    grown = sample_rows(np.append(present, np.ones(500, bool)), 1000, seed=3)
-    assert len(np.intersect1d(rows, grown)) > 800
-    assert len(np.intersect1d(rows, sample_rows(present, 1000, seed=4))) < 500
-    np.testing.assert_array_equal(sample_rows(present, 5000, seed=3), np.flatnonzero(present))
+    order = sampling_order(5000, seed=3)
+    np.testing.assert_array_equal(np.sort(order), np.arange(5000))
+    np.testing.assert_array_equal(order, sampling_order(5000, seed=3))
+    grown = sampling_order(5500, seed=3)
+    np.testing.assert_array_equal(grown[grown < 5000], order)
+    assert len(np.intersect1d(order[:1000], sampling_order(5000, seed=4)[:1000])) < 500
 
 
 def catalogue_codes(books: Codebooks, stamp: Stamp) -> CatalogueCodes:
@@ -293,13 +352,16 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ray_session", "small_blocks")
-def test_the_job_publishes_the_same_codes_for_any_number_of_shards(store: Store, tmp_path: Path) -> None:
+def test_the_job_publishes_the_same_codes_for_any_number_of_shards(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, vectors = trained(store)
     job = Settings(workdir=store.root, codebooks=SMALL)
     made = fit_codebooks.run(job, store, current=False)
     channels = load_ranker(model, vectors).channels
     units = unit_tables(channels)
     books, codes = load_codes(made.file("codebooks.safetensors"))
+    assert made.manifest.metrics["bytes_per_behaviour"] == 4 * 4 / 2
     assert books.stamp == Stamp(made.version, channels.fingerprint())
     assert made.manifest.config["psu_fingerprint"] == channels.fingerprint()
     np.testing.assert_array_equal(codes.item_present_I3, units.item_present.numpy())
@@ -311,6 +373,15 @@ def test_the_job_publishes_the_same_codes_for_any_number_of_shards(store: Store,
         assert made.manifest.metrics["channels"][("text", "image", "attributes")[column]][
             "catalogue_distortion"
         ] == pytest.approx(error, abs=1e-6)
+
+        taken = VectorTables.load(vectors).train_count[present] > 0
+        seen = made.manifest.metrics["channels"][CHANNELS[column + 1]]["by_frequency"]
+        assert seen["never"]["vectors"] == (~taken).sum()
+        assert sum(bucket["vectors"] for bucket in seen.values()) == present.sum()
+    assert made.manifest.metrics["channels"]["query"]["by_frequency"] == {}
+    said = capsys.readouterr().out
+    assert "fit-codebooks: text: codes lose " in said
+    assert "distinct vectors have a centroid each, so codes lose nothing" in said
 
     again = Store(tmp_path / "again")
     trained(again)
@@ -342,3 +413,31 @@ def test_the_job_works_on_a_catalogue_without_queries(store: Store) -> None:
     made = fit_codebooks.run(Settings(workdir=store.root, codebooks=SMALL), store, current=False)
     books, codes = load_codes(made.file("codebooks.safetensors"))
     assert made.manifest.metrics["queries"] == len(codes.query_code_QS) == books.num_centroids_M[0] == 0
+
+
+@pytest.mark.usefixtures("ray_session", "small_blocks")
+def test_the_job_fits_a_channel_to_its_rows_of_smallest_hash(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, vectors = trained(store)
+    fitted_to: list[np.ndarray] = []
+    monkeypatch.setattr(fit_codebooks, "fit", lambda samples, *rest: fitted_to.extend(samples) or fit(samples, *rest))
+    # 20 of ~70 texts are in the first blocks of 32 rows; there are fewer images than that, so all rows are asked for them.
+    job = Settings(workdir=store.root, codebooks=config(sample_items=20))
+    fit_codebooks.run(job, store, current=False)
+    units = unit_tables(load_ranker(model, vectors).channels)
+    order = sampling_order(90, seed=0)
+    for column in range(3):
+        present = units.item_present[:, column].numpy()
+        chosen = np.sort(order[present[order]][:20])
+        np.testing.assert_allclose(fitted_to[column + 1], units.item_unit[chosen, column].numpy(), atol=1e-6)
+
+
+@pytest.mark.usefixtures("ray_session", "small_blocks")
+def test_the_job_warm_starts_rotated_codebooks_of_four_bits(store: Store) -> None:
+    trained(store)
+    job = Settings(workdir=store.root, codebooks=config(rotation="opq", num_centroids=8, num_shards=2))
+    first = fit_codebooks.run(job, store, current=False)
+    warm = fit_codebooks.run(job, store, warm_from=first, current=False)
+    before, after = (load_codes(made.file("codebooks.safetensors"))[0] for made in (first, warm))
+    assert first.manifest.metrics["channels"]["text"]["rotated"]
+    assert before.rotation_Mdd.tobytes() == after.rotation_Mdd.tobytes()
+    assert warm.manifest.metrics["channels"]["text"]["drift"]["all"]["changed"] < 0.02

@@ -2,9 +2,11 @@
 
 import math
 
+import numpy as np
+import pytest
 import torch
 
-from seminar.features import DECAY_HOURS, cross_features
+from seminar.features import DECAY_HOURS, _totals, _totals_plain, cross_features
 
 
 def test_cross_features_equal_a_count_by_hand() -> None:
@@ -25,3 +27,18 @@ def test_item_without_category_keeps_features_bounded() -> None:
     category, mask = torch.full((1, 500), -1), torch.ones(1, 500, dtype=torch.bool)
     got = cross_features(item, category, hours, mask, torch.tensor([[4]]), torch.tensor([[-1]]))
     assert float(got.abs().max()) < 10
+
+
+@pytest.mark.parametrize(("batch", "length", "targets"), [(3, 50, 7), (1, 0, 4), (2, 30, 1), (1, 400, 100)])
+def test_the_search_a_behaviour_equals_the_comparison_of_all(batch: int, length: int, targets: int) -> None:
+    generator = torch.Generator().manual_seed(length)
+
+    def draw(low: int, high: int, width: int) -> torch.Tensor:
+        return torch.randint(low, high, (batch, width), generator=generator)
+
+    hours = torch.rand(batch, length, generator=generator) * 3000
+    mask = torch.rand(batch, length, generator=generator) < 0.8
+    columns = draw(0, 20, length), draw(-1, 4, length), hours, mask, draw(0, 30, targets), draw(-1, 5, targets)
+    plain = _totals_plain(*columns)
+    for found, expected in zip(_totals(*(c.numpy() for c in columns), np.array(DECAY_HOURS)), plain, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

@@ -50,6 +50,8 @@ from seminar.nightly.ledger import STEPS, Ledger, NightFailed, Record, name_of_n
 from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
 from seminar.nightly.refresh import Gate, Measured, Probe, coverage_drop, found_share, judge, quarantined_share, reciprocal_rank
 from seminar.nightly.strain import strain
+from seminar.retrieval import rescored
+from seminar.retrieval.regime import Choice
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve.deploy import DeployError, Serve, config_of, served, swap
 from tests.bundles import CODEBOOKS, make_bundle, make_vectors
@@ -306,8 +308,15 @@ def test_log_without_anything_new_changes_nothing(ray_session: None, after: Plac
 
 
 def test_refused_night_publishes_nothing_and_passes_with_other_limits(
-    before: Place, after: Place, killed_everywhere: dict[str, Place], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    before: Place,
+    after: Place,
+    killed_everywhere: dict[str, Place],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # So few histories are so long that the codes, re-scored, would lose nothing.
+    monkeypatch.setattr(rescored, "SLACK", 0)
     place = killed_everywhere["bundle"].copy(tmp_path / "place")
     strict = place.settings(FIRST_NIGHT, max_score_change=0.0)
     (tmp_path / "night.toml").write_text(_toml(strict))
@@ -610,13 +619,15 @@ def test_restore_does_not_need_what_was_deleted(store: Store) -> None:
 def retrieved(relevance: list[list[float]], length: int) -> Retrieved:
     none, relevance_TK = np.empty(0, np.int64), np.array(relevance, np.float32)
     kept = np.zeros(relevance_TK.shape, np.int64)
-    return Retrieved(none, none, none, none, kept, relevance_TK, np.zeros((len(relevance), 1), np.float32), length)
+    cross, choice = np.zeros((len(relevance), 1), np.float32), Choice("exact", 1.0, "set")
+    return Retrieved(none, none, none, none, kept, relevance_TK, cross, length, choice)
 
 
 def test_found_share_counts_equals_and_short_histories() -> None:
-    exact = retrieved([[5, 4, 3], [9, 2, 2]], 10)
+    # By position, not by relevance: that is how the K come.
+    exact = retrieved([[3, 5, 4], [2, 9, 2]], 10)
     assert found_share(exact, exact) == 1
-    assert found_share(exact, retrieved([[5, 3, 1], [9, 2, 2]], 10)) == pytest.approx(5 / 6)
+    assert found_share(exact, retrieved([[5, 1, 3], [2, 2, 9]], 10)) == pytest.approx(5 / 6)
     short = retrieved([[5, 4, -np.inf]], 2)
     assert found_share(short, retrieved([[5, 4, -np.inf]], 2)) == 1
     assert found_share(short, retrieved([[5, 3, -np.inf]], 2)) == 0.5

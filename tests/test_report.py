@@ -27,7 +27,7 @@ from seminar.evaluate.protocol import FLOORS, IN_HISTORY, POPULARITY
 from seminar.evaluate.report import Facts, write_report
 from seminar.evaluate.summary import ALL, LENGTH, summarise
 from seminar.ranker import Ranker
-from seminar.retrieval.exact import Recall
+from seminar.retrieval.recall import Recall
 from tests.test_train_jobs import SMALL, tiny_vectors
 from workflows import evaluate, fit_codebooks
 

@@ -1,6 +1,8 @@
 """Bundle and two-stage scorer: offline scores, unseen queries, refusal of mixtures."""
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,8 +13,11 @@ from seminar.artifacts import Artifact, Store
 from seminar.batching import Request, collate
 from seminar.bundle import Bundle, assemble
 from seminar.config import CodebookConfig
-from seminar.errors import ArtifactError, VersionMismatch
+from seminar.errors import ArtifactError, ConfigError, VersionMismatch
+from seminar.history_search import key_space
 from seminar.ranker import load_ranker
+from seminar.retrieval.key_store import open_shared
+from seminar.retrieval.regime import Method
 from seminar.schema import CTR, PSR
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from seminar.sequences import Histories, read_histories
@@ -57,6 +62,13 @@ def scoring_history(histories: Histories, row: int) -> ScoringHistory:
     return ScoringHistory(histories.item[span].astype(np.int64), histories.query[span].astype(np.int64), histories.time_ms[span])
 
 
+def long_history(histories: Histories) -> ScoringHistory:
+    """The longest history, several times over: longer than anything fetched whole."""
+    past = scoring_history(histories, int(histories.lengths.argmax()))
+    times = -(-60 // len(past.item_L))
+    return ScoringHistory(np.tile(past.item_L, times), np.tile(past.query_L, times), np.repeat(past.time_ms_L, times))
+
+
 def some_targets(task: int, num_queries: int) -> Targets:
     query = np.arange(12) % num_queries if task == PSR else np.full(12, -1)
     return Targets(np.arange(12), query, task, 1_700_000_000_000)
@@ -70,16 +82,44 @@ def test_exact_scores_equal_the_offline_ranker(bundle: Bundle, tiny_store: Store
         np.testing.assert_allclose(got, offline(bundle, tiny_store, history, row, targets), rtol=0, atol=1e-5)
 
 
-def test_full_overfetch_makes_codes_exact(bundle: Bundle, history: Histories) -> None:
-    targets, row = some_targets(PSR, 5), int(history.lengths.argmax())
-    exact = TwoStageScorer(bundle, "exact").score(scoring_history(history, row), targets)
-    codes = TwoStageScorer(bundle, "pq", overfetch=64).score(scoring_history(history, row), targets)
-    np.testing.assert_allclose(codes.probability_T, exact.probability_T, rtol=0, atol=1e-5)
+@pytest.mark.parametrize("method", ["exact", "merged", "int8", "pq"])
+def test_every_method_gives_the_scores_of_exact_retrieval(bundle: Bundle, history: Histories, method: Method) -> None:
+    past, targets = long_history(history), some_targets(PSR, 5)
+    if method == "merged" and bundle.config.gate == "target":
+        with pytest.raises(ConfigError, match="'target'"):
+            TwoStageScorer(bundle, method)
+        return
+    expected = TwoStageScorer(bundle, "exact").score(past, targets)
+    got = TwoStageScorer(bundle, method, overfetch=3.0 if method == "int8" else 16.0).score(past, targets)
+    assert got.choice.method == method
+    np.testing.assert_allclose(got.probability_T, expected.probability_T, rtol=0, atol=1e-5)
+
+
+def test_packed_keys_of_a_user_are_kept_and_used(bundle: Bundle, history: Histories, tmp_path: Path) -> None:
+    past, targets = long_history(history), some_targets(CTR, 5)
+    store = open_shared(tmp_path / "keys", key_space(bundle), bundle.version, max_gib=0.1)
+    assert open_shared(tmp_path / "keys", key_space(bundle), bundle.version) is store
+    scorer = TwoStageScorer(bundle, key_store=store)
+    expected = TwoStageScorer(bundle, "exact").score(past, targets).probability_T
+    for _ in range(2):
+        scored = scorer.score(replace(past, user_id="u"), targets)
+        kept = (scored.choice.method, scored.choice.reason) == ("int8", "packed keys of this history are kept")
+        assert kept == (bundle.config.gate != "target"), "a target that weighs the channels needs them apart"
+        np.testing.assert_allclose(scored.probability_T, expected, rtol=0, atol=1e-5)
+    assert scorer.score(past, targets).choice.reason != "packed keys of this history are kept", "nobody is named"
+
+
+def test_stores_of_older_bundles_but_one_are_deleted(bundle: Bundle, tmp_path: Path) -> None:
+    for version in ("a", "b", "c", "d"):
+        open_shared(tmp_path, key_space(bundle), version, max_gib=0.1).close()
+    assert {"c", "d"} <= {path.name for path in tmp_path.iterdir()}
+    assert "a" not in {path.name for path in tmp_path.iterdir()}
 
 
 def test_user_without_history_is_scored(bundle: Bundle) -> None:
     empty = ScoringHistory(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
-    for retriever in ("exact", "pq"):
+    methods: tuple[Method, ...] = ("exact", "int8", "pq")
+    for retriever in methods:
         scored = TwoStageScorer(bundle, retriever).score(empty, some_targets(CTR, 5), explain=True)
         assert np.isfinite(scored.probability_T).all()
         assert scored.explanation is not None

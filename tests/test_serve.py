@@ -418,7 +418,7 @@ def test_openapi_names_every_route_and_each_error(limited: Service) -> None:
 def test_bundle_names_everything_a_score_comes_from(world: World, limited: Service) -> None:
     told = limited.client.get("/v1/bundle").json()
     assert told["inputs"] == {name: ref.version for name, ref in world.bundles[0].manifest.inputs.items()}
-    assert (told["version"], told["topology"], told["retriever"]) == (world.bundles[0].version, "fused", "pq")
+    assert (told["version"], told["topology"], told["retriever"]) == (world.bundles[0].version, "fused", "auto")
     assert told["users"] == sum(map(len, world.shards))
 
 

@@ -29,7 +29,8 @@ from seminar.evaluate.report import Facts, headline, protocol_sentence, table, w
 from seminar.evaluate.summary import summarise
 from seminar.progress import Progress
 from seminar.ranker import load_ranker
-from seminar.retrieval.exact import Recall
+from seminar.retrieval.recall import Recall
+from seminar.retrieval.regime import OVERFETCH
 from seminar.sequences import Histories, read_histories
 from workflows.runtime import checked, guarded, ray_session
 
@@ -173,7 +174,8 @@ def _recall(settings: Settings, inputs: dict[str, Artifact]) -> list[Recall]:
     pairs = sorted(held_out_pairs(histories, settings.evaluate), key=lambda pair: (-pair.start, pair.row))
     drawn = [ranking_request(histories, pool, pair, settings.evaluate) for pair in pairs[:RECALL_REQUESTS]]
     requests = [request for request, _ in filter(None, drawn)]
-    return code_recall(ranker, unit_tables(ranker.channels), codes, histories, requests, RECALL_KS, settings.serve.overfetch)
+    overfetch = settings.serve.overfetch or OVERFETCH["pq"]
+    return code_recall(ranker, unit_tables(ranker.channels), codes, histories, requests, RECALL_KS, overfetch)
 
 
 def _curves(store: Store, model: Artifact) -> dict[str, Any]:

@@ -1,28 +1,34 @@
 """fit-codebooks: the catalogue's unit vectors -> codebooks and codes of every channel, stamped with both versions.
 
-    blocks of catalogue rows -> unit vectors, left in the object store -> a sample of each channel -> k-means over shards of the
-    sample, channels side by side, centroids broadcast and statistics added each iteration -> codes, block by block
+    rows by hash, until every channel has its sample -> k-means over shards of the sample, channels side by side, centroids
+    broadcast and statistics added each iteration -> unit vectors and codes of the whole catalogue, block by block
 
-Encoding is what grows with the catalogue and needs no driver; unit vectors cost 1 KiB an item of object store, spilled when full.
+Encoding is what grows with the catalogue: a task makes the unit vectors of a block of rows and their codes, and only codes leave
+it. The driver holds the sample (256 bytes a vector at d=64) and the codes that are published, never the catalogue's vectors.
 """
 
+from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial, reduce
+from operator import add
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import torch
-from jaxtyping import Bool, Float, Float32, Int, UInt8
+from jaxtyping import Bool, Float32, Int, UInt8
 from numpy import ndarray
 
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import assemble
 from seminar.channels import ChannelEncoder, VectorTables
-from seminar.codes.codebook import CatalogueCodes, Codebooks, Drift, Stamp, drift, encode_block, load_codes, save_codes
-from seminar.codes.codebook_fit import fit, sample_rows
-from seminar.codes.kmeans import Gather, Statistics, statistics
+from seminar.codes.codebook import CatalogueCodes, Codebooks, Stamp, encode_block, load_codes, save_codes
+from seminar.codes.codebook_fit import fit
+from seminar.codes.distinct import sampling_order
+from seminar.codes.error_report import Loss, losses, sentence
+from seminar.codes.rotation import OverShards
 from seminar.config import CodebookConfig, Settings
 from seminar.progress import Progress
 from seminar.ranker import load_ranker
@@ -52,35 +58,31 @@ class Source:
         return _load_encoder(self)
 
     @torch.inference_mode()
-    def unit_vectors(self, side: str, rows: range) -> tuple[Float32[ndarray, "n K d"], Bool[ndarray, "n K"]]:
-        """Unit vectors of a run of catalogue rows in all channels of one of SIDES, and which exist."""
-        encoder, index = self.encoder(), torch.arange(rows.start, rows.stop)
+    def unit_vectors(self, side: str, rows: range | Int[ndarray, " n"]) -> tuple[Float32[ndarray, "n K d"], Bool[ndarray, "n K"]]:
+        """Unit vectors of some catalogue rows in all channels of one of SIDES, and which exist."""
+        encoder, index = self.encoder(), torch.from_numpy(np.asarray(rows, np.int64))
         unit, present = encoder.unit_queries(index) if side == "queries" else encoder.unit_items(index)
         shape = (len(rows), len(SIDES[side]), unit.shape[-1])
         return unit.view(shape).numpy(), present.view(shape[:2]).numpy()
 
 
 @dataclass(frozen=True)
-class Side:
-    """One of SIDES in blocks of rows; their unit vectors [n, K, d] stay in the object store."""
+class Catalogue:
+    """What the driver must know of a Source. train_count: behaviours in training, by side; queries are not counted."""
 
-    name: str
-    spans: list[range]
-    units: list[ray.ObjectRef]
-    present_NK: Bool[ndarray, "N K"]
-
-    @property
-    def channels(self) -> tuple[int, ...]:
-        return SIDES[self.name]
+    fingerprint: str
+    dim: int
+    num_rows: dict[str, int]
+    train_count: dict[str, Int[ndarray, " N"]]
 
 
 @dataclass(frozen=True)
 class SideCodes:
-    """Codes of one side; for each of its channels the sum of squared errors and, after a warm start, what changed."""
+    """Codes of some rows of one side, and what they lose in each of its channels."""
 
     code_NKS: UInt8[ndarray, "N K S"]
-    error_K: Float[ndarray, " K"]
-    drift_K: list[dict[str, Drift]]
+    present_NK: Bool[ndarray, "N K"]
+    loss_K: list[Loss]
 
 
 def run(
@@ -115,56 +117,39 @@ def _publish(
             store.set_current("codebooks", version)
         return store.open("codebooks", version)
     source = Source(store.root.resolve(), model.version, vectors.version)
-    stamp = Stamp(version, source.encoder().fingerprint())
-    draft = store.draft("codebooks", inputs, config | {"psu_fingerprint": stamp.psu_fingerprint}, version)
     warm = None if warm_from is None else load_codes(warm_from.file(FILE))
     with ray_session(settings.ray):
-        codebooks, codes, metrics = _fit_and_encode(settings, source, stamp, warm)
+        cpus = settings.ray.cpus_per_worker
+        catalogue = ray.get(_describe.options(num_cpus=cpus).remote(source))
+        stamp = Stamp(version, catalogue.fingerprint)
+        draft = store.draft("codebooks", inputs, config | {"psu_fingerprint": stamp.psu_fingerprint}, version)
+        codebooks, codes, metrics = _fit_and_encode(settings.codebooks, source, catalogue, stamp, warm, cpus)
     save_codes(draft.path / FILE, codebooks, codes)
     return store.publish(draft, metrics, current=current)
 
 
 def _fit_and_encode(
-    settings: Settings, source: Source, stamp: Stamp, warm: tuple[Codebooks, CatalogueCodes] | None
+    config: CodebookConfig,
+    source: Source,
+    catalogue: Catalogue,
+    stamp: Stamp,
+    warm: tuple[Codebooks, CatalogueCodes] | None,
+    cpus: float,
 ) -> tuple[Codebooks, CatalogueCodes, dict[str, Any]]:
-    cpus, config, tables = settings.ray.cpus_per_worker, settings.codebooks, source.tables()
-    queries = _unit_vectors(source, "queries", tables.num_queries, cpus)
-    items = _unit_vectors(source, "items", tables.num_items, cpus)
-    samples = [_sample(side, column, config) for side in (queries, items) for column in range(len(side.channels))]
-    old, old_queries, old_items = (warm[0], len(warm[1].query_present_Q), len(warm[1].item_present_I3)) if warm else (None, 0, 0)
-    with Progress("fit-codebooks: k-means", sum(map(len, samples)) * (config.iterations + 1), "vectors") as progress:
+    samples = [sample for side in SIDES for sample in _samples(source, side, catalogue, config, cpus)]
+    with Progress("fit-codebooks: k-means", None, "vectors") as progress:
+        old = None if warm is None else warm[0]
         codebooks, reports = fit(samples, config, stamp, old, partial(_over_cluster, cpus=cpus, progress=progress))
-    coded = _encode(queries, codebooks, old, old_queries, cpus), _encode(items, codebooks, old, old_items, cpus)
-    codes = CatalogueCodes(coded[1].code_NKS, coded[0].code_NKS[:, 0], items.present_NK, queries.present_NK[:, 0], stamp)
-    measured = {**_measured(queries, coded[0]), **_measured(items, coded[1])}
-    channels = {name: asdict(report) | measured[name] for name, report in zip(CHANNELS, reports, strict=True)}
-    return codebooks, codes, {"items": len(items.present_NK), "queries": len(queries.present_NK), "channels": channels}
-
-
-def _measured(side: Side, encoded: SideCodes) -> dict[str, dict[str, Any]]:
-    """By channel, over the whole catalogue: vectors, their mean squared error, and drift after a warm start."""
-    vectors = side.present_NK.sum(0)
-    distortion = (encoded.error_K / np.maximum(vectors, 1)).tolist()
-    return {
-        CHANNELS[channel]: {
-            "vectors": int(vectors[column]),
-            "catalogue_distortion": distortion[column],
-            "drift": {part: found.summary() for part, found in encoded.drift_K[column].items()},
-        }
-        for column, channel in enumerate(side.channels)
-    }
-
-
-def _unit_vectors(source: Source, name: str, num_rows: int, cpus: float) -> Side:
-    spans = row_blocks(num_rows)
-    task = _unit.options(num_cpus=cpus, num_returns=2)
-    units, presence = zip(*(task.remote(source, name, rows) for rows in spans), strict=True)
-    present = []
-    with Progress(f"fit-codebooks: unit vectors of {name}", num_rows, "rows") as progress:
-        for ref, rows in zip(presence, spans, strict=True):
-            present.append(ray.get(ref))
-            progress.advance(len(rows))
-    return Side(name, spans, list(units), np.concatenate(present))
+    old_rows = {"queries": len(warm[1].query_present_Q), "items": len(warm[1].item_present_I3)} if warm else {}
+    coded = {side: _encode(source, side, catalogue, codebooks, old, old_rows.get(side, 0), cpus) for side in SIDES}
+    queries, items = coded["queries"], coded["items"]
+    codes = CatalogueCodes(items.code_NKS, queries.code_NKS[:, 0], items.present_NK, queries.present_NK[:, 0], stamp)
+    loss_M = [*queries.loss_K, *items.loss_K]
+    channels = {name: asdict(fitted) | loss.summary() for name, fitted, loss in zip(CHANNELS, reports, loss_M, strict=True)}
+    for name, report in channels.items():
+        print(f"fit-codebooks: {sentence(name, report)}", flush=True)
+    facts = {**catalogue.num_rows, "bytes_per_behaviour": codebooks.bytes_per_behaviour}
+    return codebooks, codes, facts | {"channels": channels}
 
 
 def row_blocks(num_rows: int) -> list[range]:
@@ -172,44 +157,84 @@ def row_blocks(num_rows: int) -> list[range]:
     return [range(first, min(first + BLOCK, num_rows)) for first in range(0, max(num_rows, 1), BLOCK)]
 
 
-def _sample(side: Side, column: int, config: CodebookConfig) -> Float32[ndarray, "n d"]:
-    """At most sample_items present unit vectors of a channel, in the order of their rows."""
-    chosen = sample_rows(side.present_NK[:, column], config.sample_items, config.seed)
-    bounds = np.searchsorted(chosen, [rows.start for rows in side.spans[1:]])
-    parts = zip(side.units, np.split(chosen, bounds), side.spans, strict=True)
-    return np.concatenate(ray.get([_take.remote(unit, rows - span.start, column) for unit, rows, span in parts]))
+def _samples(
+    source: Source, side: str, catalogue: Catalogue, config: CodebookConfig, cpus: float
+) -> list[Float32[ndarray, "n d"]]:
+    """Of each channel of a side the first sample_items present unit vectors by hash, in the order of their rows.
 
+    Rows are taken up until all channels have enough, so a channel that few rows have costs more of them.
+    """
+    order, channels = sampling_order(catalogue.num_rows[side], config.seed), range(len(SIDES[side]))
+    rows_K: list[list[ndarray]] = [[np.empty(0, np.int64)] for _ in channels]
+    unit_K: list[list[ndarray]] = [[np.empty((0, catalogue.dim), np.float32)] for _ in channels]
 
-def _over_cluster(point_NSw: Float32[ndarray, "N S w"], num_shards: int, cpus: float, progress: Progress) -> Gather:
-    shards = [ray.put(shard) for shard in np.array_split(point_NSw, num_shards)]
+    def short() -> list[int]:
+        return [column for column in channels if sum(map(len, rows_K[column])) < config.sample_items]
 
-    def gather(centroid_SCw: Float32[ndarray, "S C w"]) -> list[Statistics]:
-        centroids = ray.put(centroid_SCw)
-        gathered = ray.get([_statistics.options(num_cpus=cpus).remote(shard, centroids) for shard in shards])
-        progress.advance(len(point_NSw))
-        return gathered
+    def submit(rows: range) -> ray.ObjectRef:
+        return _take.options(num_cpus=cpus).remote(source, side, order[rows.start : rows.stop], short())
 
-    return gather
-
-
-def _encode(side: Side, codebooks: Codebooks, old: Codebooks | None, old_rows: int, cpus: float) -> SideCodes:
-    new_ref, old_ref = ray.put(codebooks), ray.put(old)
-    task = _encode_block.options(num_cpus=cpus)
-    present = np.split(side.present_NK, [rows.start for rows in side.spans[1:]])
-    refs = [
-        task.remote(new_ref, old_ref, side.channels, unit, here, max(old_rows - rows.start, 0))
-        for unit, here, rows in zip(side.units, present, side.spans, strict=True)
-    ]
-    blocks = []
-    with Progress(f"fit-codebooks: codes of {side.name}", len(side.present_NK), "rows") as progress:
-        for ref, rows in zip(refs, side.spans, strict=True):
-            blocks.append(ray.get(ref))
+    with Progress(f"fit-codebooks: sample of {side}", None, "rows") as progress:
+        for rows, found in _in_order(submit, row_blocks(len(order)), lambda: not short()):
+            for column, (place, unit) in found.items():
+                rows_K[column].append(order[rows.start : rows.stop][place])
+                unit_K[column].append(unit)
             progress.advance(len(rows))
-    drift_K = [
-        {part: reduce(Drift.__add__, (block.drift_K[column][part] for block in blocks)) for part in blocks[0].drift_K[column]}
-        for column in range(len(side.channels))
+    first = slice(config.sample_items)
+    return [
+        np.concatenate(units)[first][np.argsort(np.concatenate(rows)[first])] for rows, units in zip(rows_K, unit_K, strict=True)
     ]
-    return SideCodes(np.concatenate([b.code_NKS for b in blocks]), np.sum([b.error_K for b in blocks], axis=0), drift_K)
+
+
+def _over_cluster(points: ndarray, num_shards: int, cpus: float, progress: Progress) -> OverShards:
+    shards = [ray.put(shard) for shard in np.array_split(points, num_shards)]
+
+    def over_shards(function: Callable[[ndarray], Any]) -> list[Any]:
+        held = ray.put(function)
+        results = ray.get([_apply.options(num_cpus=cpus).remote(held, shard) for shard in shards])
+        progress.advance(len(points))
+        return results
+
+    return over_shards
+
+
+def _encode(
+    source: Source, side: str, catalogue: Catalogue, codebooks: Codebooks, old: Codebooks | None, old_rows: int, cpus: float
+) -> SideCodes:
+    num_rows, count_N = catalogue.num_rows[side], catalogue.train_count.get(side)
+    shape = (num_rows, len(SIDES[side]))
+    code_NKS, present_NK = np.zeros((*shape, codebooks.num_subquantizers), np.uint8), np.zeros(shape, bool)
+    loss_BK = []
+    held, held_old = ray.put(codebooks), ray.put(old)
+
+    def submit(rows: range) -> ray.ObjectRef:
+        count = None if count_N is None else count_N[rows.start : rows.stop]
+        task = _encode_block.options(num_cpus=cpus)
+        return task.remote(source, side, rows, held, held_old, max(old_rows - rows.start, 0), count)
+
+    with Progress(f"fit-codebooks: codes of {side}", num_rows, "rows") as progress:
+        for rows, block in _in_order(submit, row_blocks(num_rows)):
+            code_NKS[rows.start : rows.stop], present_NK[rows.start : rows.stop] = block.code_NKS, block.present_NK
+            loss_BK.append(block.loss_K)
+            progress.advance(len(rows))
+    return SideCodes(code_NKS, present_NK, [reduce(add, loss_B) for loss_B in zip(*loss_BK, strict=True)])
+
+
+def _in_order(
+    submit: Callable[[range], ray.ObjectRef], spans: list[range], enough: Callable[[], bool] = lambda: False
+) -> Iterator[tuple[range, Any]]:
+    """Results of a task a span, in the order of spans; few enough in flight that their results fit beside what is kept."""
+    in_flight = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 2)
+    pending: deque[tuple[range, ray.ObjectRef]] = deque()
+    for rows in spans:
+        if enough():
+            break
+        pending.append((rows, submit(rows)))
+        if len(pending) == in_flight:
+            rows, ref = pending.popleft()
+            yield rows, ray.get(ref)
+    for rows, ref in pending:
+        yield rows, ray.get(ref)
 
 
 @lru_cache(maxsize=1)
@@ -221,34 +246,36 @@ def _load_encoder(source: Source) -> ChannelEncoder:
 
 
 @ray.remote
-def _unit(source: Source, name: str, rows: range) -> tuple[Float32[ndarray, "n K d"], Bool[ndarray, "n K"]]:
-    return source.unit_vectors(name, rows)
+def _describe(source: Source) -> Catalogue:
+    tables, encoder = source.tables(), source.encoder()
+    num_rows = {"queries": tables.num_queries, "items": tables.num_items}
+    return Catalogue(encoder.fingerprint(), encoder.project_query.shape[1], num_rows, {"items": tables.train_count})
 
 
 @ray.remote
-def _take(unit_NKd: Float32[ndarray, "n K d"], rows: Int[ndarray, " r"], column: int) -> Float32[ndarray, "r d"]:
-    return unit_NKd[rows, column]
+def _take(
+    source: Source, side: str, rows: Int[ndarray, " n"], columns: list[int]
+) -> dict[int, tuple[Int[ndarray, " r"], Float32[ndarray, "r d"]]]:
+    unit_NKd, present_NK = source.unit_vectors(side, rows)
+    return {column: (np.flatnonzero(present_NK[:, column]), unit_NKd[present_NK[:, column], column]) for column in columns}
 
 
 @ray.remote
-def _statistics(point_NSw: Float32[ndarray, "n S w"], centroid_SCw: Float32[ndarray, "S C w"]) -> Statistics:
-    return statistics(point_NSw, centroid_SCw)
+def _apply(function: Callable[[ndarray], Any], shard: ndarray) -> Any:
+    return function(shard)
 
 
 @ray.remote
 def _encode_block(
+    source: Source,
+    side: str,
+    rows: range,
     codebooks: Codebooks,
     old: Codebooks | None,
-    channels: tuple[int, ...],
-    unit_NKd: Float32[ndarray, "n K d"],
-    present_NK: Bool[ndarray, "n K"],
     first_new: int,
+    count_N: Int[ndarray, " N"] | None,
 ) -> SideCodes:
-    code_NKS, error_K = encode_block(codebooks, channels, unit_NKd, present_NK)
-    drift_K: list[dict[str, Drift]] = [{} for _ in channels]
-    if old is not None:
-        is_new = np.arange(len(present_NK)) >= first_new
-        for column, channel in enumerate(channels):
-            compared = {"all": present_NK[:, column], "new": present_NK[:, column] & is_new}
-            drift_K[column] = {part: drift(old, codebooks, channel, unit_NKd[rows, column]) for part, rows in compared.items()}
-    return SideCodes(code_NKS, error_K, drift_K)
+    unit_NKd, present_NK = source.unit_vectors(side, rows)
+    code_NKS, error_NK = encode_block(codebooks, SIDES[side], unit_NKd, present_NK)
+    loss_K = losses(codebooks, old, SIDES[side], unit_NKd, present_NK, error_NK, first_new, count_N)
+    return SideCodes(code_NKS, present_NK, loss_K)

@@ -22,6 +22,7 @@ from seminar.nightly.ledger import STEPS, Ledger, NightFailed, name_of_night, ni
 from seminar.nightly.night_report import render
 from seminar.nightly.pointers import POINTERS, current_versions, move_back, move_pointers, restore
 from seminar.nightly.refresh import judge, measure, quarantined_share
+from seminar.retrieval.regime import OVERFETCH
 from serve.deploy import DeployError
 from workflows.candidate import Candidate
 from workflows.live_service import LiveService
@@ -140,7 +141,7 @@ class Night:
             Bundle.load(artifact.path) for artifact in (self.candidate.made("bundle"), self.candidate.base("bundle"))
         )
         rejected = quarantined_share(self.candidate.made("pairs").manifest.metrics)
-        measured = measure(candidate, in_use, self.candidate.probes(), self.settings.serve.overfetch, rejected)
+        measured = measure(candidate, in_use, self.candidate.probes(), self.settings.serve.overfetch or OVERFETCH["pq"], rejected)
         gates = judge(measured, self.settings.refresh, candidate.config.top_k)
         for gate in gates:
             print(f"    {'passed' if gate.passed else 'FAILED'}: {gate.name} {gate.value:.4g} ({gate.bound} {gate.limit:.4g})")

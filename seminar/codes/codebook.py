@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Float64, Int, UInt8
+from jaxtyping import Bool, Float, Float32, Int, UInt8
 from numpy import ndarray
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from seminar.codes.kmeans import assign, split_spaces
+from seminar.codes.kmeans import split_spaces
+from seminar.codes.nearest import assign
+from seminar.codes.rotation import is_identity, rotate
 from seminar.errors import DataError, VersionMismatch, explain
 from seminar.schema import CHANNELS
 
@@ -38,10 +40,14 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Codebooks:
-    """Centroids of every channel (CHANNELS order) and sub-space; the first num_centroids_M of C are in use, the rest zero."""
+    """Centroids of every channel (CHANNELS order) and sub-space; the first num_centroids_M of C are in use, the rest zero.
+
+    rotation_Mdd: orthogonal; codes are of x R_j, the identity where a channel is not rotated.
+    """
 
     centroid_MSCw: Float32[ndarray, "M S C w"]
     num_centroids_M: Int[ndarray, " M"]
+    rotation_Mdd: Float32[ndarray, "M d d"]
     stamp: Stamp
 
     @property
@@ -52,6 +58,16 @@ class Codebooks:
     def dim(self) -> int:
         return self.centroid_MSCw.shape[1] * self.centroid_MSCw.shape[3]
 
+    @property
+    def code_bits(self) -> int:
+        """Bits that a code needs: 4 up to 16 centroids, else 8. In memory and in artefacts a code is a byte."""
+        return 4 if self.centroid_MSCw.shape[2] <= 16 else 8
+
+    @property
+    def bytes_per_behaviour(self) -> float:
+        """Bytes of one behaviour's codes in all channels, packed."""
+        return len(self.centroid_MSCw) * self.num_subquantizers * self.code_bits / 8
+
     def used(self, channel: int) -> Float32[ndarray, "S U w"]:
         """The centroids of one channel that are in use."""
         return np.ascontiguousarray(self.centroid_MSCw[channel, :, : self.num_centroids_M[channel]])
@@ -61,7 +77,8 @@ class Codebooks:
         if len(unit_Nd) and not self.num_centroids_M[channel]:
             what = f"{self.stamp}, channel {CHANNELS[channel]}"
             raise DataError(explain(what, got="vectors", expected="none, it had none when fitted", fix="run fit-codebooks"))
-        code_NS, distance_NS = assign(split_spaces(unit_Nd, self.num_subquantizers), self.used(channel))
+        rotated_Nd = rotate(unit_Nd, self.rotation_Mdd[channel])
+        code_NS, distance_NS = assign(split_spaces(rotated_Nd, self.num_subquantizers), self.used(channel))
         return code_NS, distance_NS.sum(1)
 
     def encode(self, channel: int, unit_Nd: Float[ndarray, "N d"]) -> UInt8[ndarray, "N S"]:
@@ -71,7 +88,14 @@ class Codebooks:
     def decode(self, channel: int, code_NS: UInt8[ndarray, "N S"]) -> Float32[ndarray, "N d"]:
         """The vectors that codes stand for; not renormalised."""
         spaces = np.arange(self.num_subquantizers)
-        return self.centroid_MSCw[channel][spaces, code_NS].reshape(len(code_NS), self.dim)
+        rotated_Nd = self.centroid_MSCw[channel][spaces, code_NS].reshape(len(code_NS), self.dim)
+        return rotate(rotated_Nd, np.ascontiguousarray(self.rotation_Mdd[channel].T))
+
+    def rotated(self, vector_TMd: Float[ndarray, "T M d"]) -> Float32[ndarray, "T M d"]:
+        """What scorers multiply centroids with: <v, decode(code)> = <v R_j, centroids of the code>; vectors of any length."""
+        vector_TMd = np.asarray(vector_TMd, np.float32)
+        channels = zip(vector_TMd.swapaxes(0, 1), self.rotation_Mdd, strict=True)
+        return np.stack([rotate(vector_Td, rotation_dd) for vector_Td, rotation_dd in channels], 1)
 
 
 @dataclass(frozen=True)
@@ -90,15 +114,14 @@ class CatalogueCodes:
 
 def encode_block(
     codebooks: Codebooks, channels: Sequence[int], unit_NKd: Float[ndarray, "N K d"], present_NK: Bool[ndarray, "N K"]
-) -> tuple[UInt8[ndarray, "N K S"], Float64[ndarray, " K"]]:
-    """Codes of a run of catalogue rows in these channels, and each channel's sum of squared errors over its present vectors."""
+) -> tuple[UInt8[ndarray, "N K S"], Float32[ndarray, "N K"]]:
+    """Codes of a run of catalogue rows in these channels, and their squared errors; both 0 where a vector is missing."""
     code_NKS = np.zeros((*present_NK.shape, codebooks.num_subquantizers), np.uint8)
-    error_K = np.zeros(len(channels))
+    error_NK = np.zeros(present_NK.shape, np.float32)
     for column, channel in enumerate(channels):
         present = present_NK[:, column]
-        code_NKS[present, column], error = codebooks.quantise(channel, unit_NKd[present, column])
-        error_K[column] = error.sum(dtype=np.float64)
-    return code_NKS, error_K
+        code_NKS[present, column], error_NK[present, column] = codebooks.quantise(channel, unit_NKd[present, column])
+    return code_NKS, error_NK
 
 
 def save_codes(path: Path, codebooks: Codebooks, codes: CatalogueCodes) -> None:
@@ -112,6 +135,8 @@ def save_codes(path: Path, codebooks: Codebooks, codes: CatalogueCodes) -> None:
         "item_present": codes.item_present_I3,
         "query_present": codes.query_present_Q,
     }
+    if not all(map(is_identity, codebooks.rotation_Mdd)):
+        tensors["rotations"] = codebooks.rotation_Mdd
     # One metadata key only: safetensors writes several in random order, and the file's checksum would change.
     save_file(tensors, path, {"stamp": json.dumps([codebooks.stamp.codebooks, codebooks.stamp.psu_fingerprint])})
 
@@ -121,7 +146,9 @@ def load_codes(path: Path) -> tuple[Codebooks, CatalogueCodes]:
     with safe_open(path, "numpy") as file:
         stamp = Stamp(*json.loads(file.metadata()["stamp"]))
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    codebooks = Codebooks(tensors["centroids"], tensors["num_centroids"], stamp)
+    channels, spaces, _, width = tensors["centroids"].shape
+    rotation = tensors.get("rotations", np.tile(np.eye(spaces * width, dtype=np.float32), (channels, 1, 1)))
+    codebooks = Codebooks(tensors["centroids"], tensors["num_centroids"], rotation, stamp)
     present = tensors["item_present"], tensors["query_present"]
     return codebooks, CatalogueCodes(tensors["item_codes"], tensors["query_codes"], *present, stamp)
 

@@ -14,8 +14,11 @@ from seminar.codes.codebook import CatalogueCodes, Codebooks
 from seminar.gsu import GatedPairs
 from seminar.ranker import Ranker
 from seminar.retrieval.base import Keys, Probe
-from seminar.retrieval.exact import ExactRetriever, Recall, recall_curve
+from seminar.retrieval.exact import ExactRetriever
+from seminar.retrieval.key_space import KeySpace
 from seminar.retrieval.pq import PQRetriever
+from seminar.retrieval.recall import Recall, recall_at
+from seminar.retrieval.rescored import RescoredRetriever
 from seminar.sequences import Histories
 
 
@@ -26,16 +29,19 @@ def code_recall(
     histories: Histories,
     requests: Sequence[Request],
     ks: Sequence[int],
-    overfetch: int,
+    overfetch: float,
 ) -> list[Recall]:
     """Recall@k of the codes, alone and re-scored, as a mean over the targets of the requests (whole histories, not truncated)."""
-    exact = ExactRetriever(units.item_unit, units.query_unit)
-    probes = [_probe_and_keys(ranker, units, histories, request) for request in requests]
-    return recall_curve(PQRetriever(*codes, exact, overfetch), exact, probes, ks)
+    space = KeySpace(units.item_unit, units.query_unit, ranker.gsu.key_transform)
+    exact, coded = ExactRetriever(space), PQRetriever(space, *codes)
+    probes = [probe_and_keys(ranker, units, histories, request) for request in requests]
+    raw, rescored = (recall_at(r, exact, probes, ks) for r in (coded, RescoredRetriever(coded, space, overfetch)))
+    return [Recall(*row) for row in zip(ks, raw, rescored, strict=True)]
 
 
 @torch.no_grad()
-def _probe_and_keys(ranker: Ranker, units: UnitTables, histories: Histories, request: Request) -> tuple[Probe, Keys]:
+def probe_and_keys(ranker: Ranker, units: UnitTables, histories: Histories, request: Request) -> tuple[Probe, Keys]:
+    """What the GSU asks for the targets of one request, and of what history."""
     first = int(histories.offsets[request.row])
     seen = slice(first, first + request.end)
     target, _, _ = _gated(ranker, units, request.item_T, request.query_T)

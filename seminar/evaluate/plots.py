@@ -17,7 +17,7 @@ from seminar.errors import ConfigError, explain
 from seminar.evaluate.evaluation import SAMPLED
 from seminar.evaluate.protocol import FLOORS
 from seminar.evaluate.summary import ALL, LENGTH
-from seminar.retrieval.exact import Recall
+from seminar.retrieval.recall import Recall
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

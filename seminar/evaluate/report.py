@@ -19,7 +19,7 @@ from seminar.evaluate.intervals import CONFIDENCE, REPLICATES
 from seminar.evaluate.plots import draw_plots
 from seminar.evaluate.protocol import FLOORS, IN_HISTORY, POPULARITY
 from seminar.evaluate.summary import ALL, FLAGS, IMPRESSIONS, LENGTH
-from seminar.retrieval.exact import Recall
+from seminar.retrieval.recall import Recall
 
 RecordLine = Mapping[str, Any]
 SHOWN = ("HIT@1", "HIT@10", "HIT@50", "NDCG@10", "NDCG@50", "MRR", "AUC")

@@ -69,15 +69,17 @@ def _drift(outcome: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _refit(outcome: Mapping[str, Any]) -> Iterator[str]:
-    yield "Against the codebooks in use, over the whole catalogue: share of codes that the refit changed, distortions of both."
+    yield "Against the codebooks in use, over the whole catalogue: share of codes that the refit changed, distortions of both;"
+    yield "then the distortion of items never taken in training and of those taken 100 times or more."
     yield ""
     rows = []
     for name, found in _channels(outcome):
-        drift = found["drift"]["all"]
-        rows.append(
-            (name, drift["changed"], drift["distortion_old"], drift["distortion_new"], found["dead"], found["duplicates"])
-        )
-    yield from _table(("channel", "changed", "before", "after", "dead centroids", "duplicates"), rows)
+        drift, taken = found["drift"]["all"], found["by_frequency"]
+        seldom, often = (taken[bucket]["distortion"] if taken else None for bucket in ("never", "100+"))
+        distortions = drift["distortion_old"], drift["distortion_new"], seldom, often
+        rows.append((name, drift["changed"], *distortions, found["dead"], found["duplicates"]))
+    header = ("channel", "changed", "before", "after", "never taken", "100 or more", "dead centroids", "duplicates")
+    yield from _table(header, rows)
 
 
 def _gates(outcome: Mapping[str, Any]) -> Iterator[str]:

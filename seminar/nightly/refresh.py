@@ -64,7 +64,8 @@ def choose_probes(shards: Iterable[Histories], pool: ItemPool, config: EvaluateC
             seen = slice(first, first + request.end)
             columns = (histories.item[seen], histories.query[seen], histories.time_ms[seen])
             targets = Targets(request.item_T, request.query_T, int(request.task_T[0]), request.time_ms)
-            history = ScoringHistory(*(column.astype(np.int64) for column in columns))
+            item_L, query_L, time_ms_L = (column.astype(np.int64) for column in columns)
+            history = ScoringHistory(item_L, query_L, time_ms_L)
             probes.append(Probe(histories.user_id[held.row], history, targets, place))
             if len(probes) == count:
                 return probes
@@ -93,7 +94,7 @@ class Measured:
     rank_before: float = 1.0
 
 
-def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetch: int, quarantined: float = 0.0) -> Measured:
+def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetch: float, quarantined: float = 0.0) -> Measured:
     """Ask both bundles the probes by codes and exactly; ArtifactError if there is no probe."""
     if not probes:
         what = f"probes for bundle {candidate.version}"
@@ -166,7 +167,7 @@ def found_share(exact: Retrieved, coded: Retrieved) -> float:
     kept = min(exact.total_length, truth_TK.shape[1])
     truth_TK, guess_TK = truth_TK[:, :kept], guess_TK[:, :kept]
     slack_T1 = 1e-5 * np.abs(truth_TK).max(1, keepdims=True)
-    return float((guess_TK >= truth_TK[:, -1:] - slack_T1).mean())
+    return float((guess_TK >= truth_TK.min(1, keepdims=True) - slack_T1).mean())
 
 
 @dataclass(frozen=True)

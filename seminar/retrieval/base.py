@@ -1,11 +1,11 @@
-"""The one interface behind which every GSU scorer stands.
+"""The interface behind which every GSU scorer stands: a Retriever makes an Index of one history, an Index answers probes.
 
-The GSU folds heads, biases, G_j, channel scales and the target's own gate into one *probe* vector a channel, so that
+The GSU folds heads, biases and the query projection into one vector u a target (`seminar/gsu.py`), so that
 
-    relevance(t, l) = sum_j weight(t, l, j) <probe[t, j], unit[l, j]>                      (SPEC: heads and G_j fold in)
+    relevance(t, l) = sum_j weight(t, l, j) <u_t, unit[l, j] A_j>,   A_j = scale_j G_j          (SPEC: heads and G_j fold in)
 
-holds exactly, with `unit` the L2-normalised PSU embedding of channel j (what the codebooks quantise) and `weight` the
-behaviour's gate. A retriever may approximate `unit`; everything else is exact.
+holds exactly, with `unit` the L2-normalised PSU embedding of channel j (what the codebooks quantise) and `weight` the gate. A
+retriever may approximate keys; everything else is exact.
 """
 
 from dataclasses import dataclass
@@ -23,18 +23,17 @@ from seminar.schema import NONE
 class Probe:
     """What T targets of one request ask of the history.
 
-    vector_TMd: per-channel query vectors, float32.
-    gate_TM: unnormalised gate exp(g_j(t)) where the gate depends on the target, else None. With it,
-        weight(t, l, j) = gate[t, j] present[l, j] / sum_i gate[t, i] present[l, i]; without it weight is `Keys.weight_LM`.
+    query_Td: u of each target, float32. gate_TM: unnormalised gate exp(g_j(t)) where the gate depends on the target, else None.
+    With it, weight(t, l, j) = gate[t, j] present[l, j] / sum_i gate[t, i] present[l, i]; without it weight is `Keys.weight_LM`.
     """
 
-    vector_TMd: Float[Tensor, "T M d"]
+    query_Td: Float[Tensor, "T d"]
     gate_TM: Float[Tensor, "T M"] | None = None
 
 
 @dataclass(frozen=True)
 class Keys:
-    """One user's history as the GSU sees it: unit vectors of each channel, or where to look them up.
+    """One user's history as the GSU sees it, oldest first: where its vectors are looked up, and how they are weighed.
 
     item_L, query_L: catalogue rows (query -1: none). present_LM: which channels exist. weight_LM: the behaviour-side gate
     (softmax over present channels), zero where missing; used when the probe carries no gate.
@@ -45,12 +44,34 @@ class Keys:
     present_LM: Bool[Tensor, "L M"]
     weight_LM: Float[Tensor, "L M"]
 
+    def __len__(self) -> int:
+        return len(self.item_L)
+
+    def __getitem__(self, rows: slice | Int[Tensor, " N"]) -> "Keys":
+        return Keys(self.item_L[rows], self.query_L[rows], self.present_LM[rows], self.weight_LM[rows])
+
+
+@runtime_checkable
+class KeySource(Protocol):
+    """A history whose keys are worked out for the rows that are asked for; `Keys` is one that has them all."""
+
+    @property
+    def item_L(self) -> Int[Tensor, " L"]: ...
+
+    @property
+    def query_L(self) -> Int[Tensor, " L"]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | Int[Tensor, " N"]) -> Keys: ...
+
 
 @dataclass(frozen=True)
 class TopK:
-    """Positions in the history, newest-first among equals is NOT promised; best relevance first.
+    """The K most relevant behaviours of each target, the newest of equals.
 
-    index_TK: -1 where fewer than K behaviours exist (always the last columns). relevance_TK: -inf there.
+    index_TK: positions in the history, increasing; -1 where fewer than K behaviours exist (always the last columns).
+    relevance_TK: of those positions, -inf at -1.
     """
 
     index_TK: Int[Tensor, "T K"]
@@ -58,47 +79,49 @@ class TopK:
 
 
 @runtime_checkable
+class Index(Protocol):
+    """One history made ready for search. Thread-safe: probing changes nothing."""
+
+    def __len__(self) -> int:
+        """Behaviours."""
+        ...
+
+    def relevance(self, probe: Probe) -> Float[Tensor, "T L"]:
+        """Relevance of every behaviour, as this method sees it."""
+        ...
+
+    def top_k(self, probe: Probe, k: int) -> TopK:
+        """The K best by this method's relevance; never padding."""
+        ...
+
+
+@runtime_checkable
 class Retriever(Protocol):
-    """Finds the K behaviours of largest relevance for each target; never returns padding."""
+    """A way of finding the K behaviours of largest relevance. bytes_per_behaviour: what a scan reads of each behaviour."""
 
     name: str
     bytes_per_behaviour: float
 
-    def relevance(self, probe: Probe, keys: Keys) -> Float[Tensor, "T L"]:
-        """Exact or approximate relevance of every behaviour."""
+    def index(self, keys: Keys) -> Index:
+        """Make one history searchable: done once a request, or once a user where it is kept."""
         ...
-
-    def top_k(self, probe: Probe, keys: Keys, k: int) -> TopK:
-        """The K best, re-scored exactly where the method over-fetches."""
-        ...
-
-
-def fold_gate(probe: Probe, keys: Keys) -> tuple[Float[Tensor, "T M d"], Float[Tensor, "L M"], Float[Tensor, "T L"] | None]:
-    """Both gate modes as one form: relevance(t, l) = scale[t, l] sum_j weight[l, j] <vector[t, j], unit[l, j]>; no scale is 1.
-
-    A target's gate moves into its vectors and leaves presence as the weight and 1 / sum_i gate[t, i] present[l, i] as the scale
-    (0 for a behaviour without any channel).
-    """
-    if probe.gate_TM is None:
-        return probe.vector_TMd, keys.weight_LM, None
-    weight_LM = keys.present_LM.to(probe.vector_TMd.dtype)
-    total_TL = probe.gate_TM @ weight_LM.T
-    scale_TL = torch.where(total_TL > 0, 1 / total_TL, 0.0)
-    return probe.vector_TMd * probe.gate_TM[..., None], weight_LM, scale_TL
 
 
 def best(relevance_TN: Float[Tensor, "T N"], k: int, position_TN: Int[Tensor, "T N"] | None = None) -> TopK:
     """The k largest of each row, padded to k columns with (-1, -inf) where there are fewer.
 
-    position_TN: where in the history each column stands, when the columns are candidates; else column l is position l.
+    position_TN: where in the history each column stands, increasing in each row with -1 (never kept) anywhere; else column l is
+    position l.
     """
     if position_TN is not None:
-        position_TN, order_TN = position_TN.sort(dim=1)
-        relevance_TN = relevance_TN.gather(1, order_TN)
+        relevance_TN = relevance_TN.masked_fill(position_TN < 0, -torch.inf)
     column_TK = newest_top_k(relevance_TN, min(k, relevance_TN.shape[1]))
-    relevance_TK, order_TK = relevance_TN.gather(1, column_TK).sort(dim=1, descending=True, stable=True)
-    column_TK = column_TK.gather(1, order_TK)
+    relevance_TK = relevance_TN.gather(1, column_TK)
     position_TK = column_TK if position_TN is None else position_TN.gather(1, column_TK)
+    if position_TN is not None:
+        # A row with fewer candidates than k kept some of its padding: it goes last.
+        order_TK = (position_TK < 0).sort(dim=1, stable=True).indices
+        position_TK, relevance_TK = position_TK.gather(1, order_TK), relevance_TK.gather(1, order_TK)
     short = (0, k - position_TK.shape[1])
     return TopK(pad(position_TK, short, value=NONE), pad(relevance_TK, short, value=-torch.inf))
 

@@ -1,88 +1,106 @@
-"""Exact GSU over the catalogue's unit vectors: 1 KiB a behaviour at 4 channels of 64, and the measure of all others."""
+"""Exact GSU: the paper's form over the unit vectors of all channels, and the same relevance over merged keys.
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+Both are the measure of every approximation. The paper's form reads 1 KiB a behaviour (4 channels of 64), the merged one 256 B.
+"""
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from seminar.retrieval.base import Keys, Probe, Retriever, TopK, best, fold_gate
+from seminar.errors import ConfigError, explain
+from seminar.kernels.rescore import candidate_relevance
+from seminar.retrieval.base import Keys, Probe, TopK, best
+from seminar.retrieval.key_space import KeySpace, target_scale
 
 
 class ExactRetriever:
-    """Scores every behaviour with its own unit vectors, in float32.
-
-    item_unit: [I, 3, d] text, image, attributes of the catalogue. query_unit: [Q, d]. Rows of missing vectors are never used.
-    """
+    """Every channel kept apart: keys [L, M d], and one matrix product with the gated targets."""
 
     name = "exact"
 
-    def __init__(self, item_unit: Float[Tensor, "I 3 d"], query_unit: Float[Tensor, "Q d"]) -> None:
-        self.item_unit = item_unit
-        # Row Q stands for "no query", so that -1 indexes it also where the catalogue has none.
-        self.query_unit = torch.cat([query_unit, query_unit.new_zeros(1, query_unit.shape[1])])
-        self.bytes_per_behaviour = float((1 + item_unit.shape[1]) * item_unit.shape[2] * item_unit.element_size())
+    def __init__(self, space: KeySpace) -> None:
+        self.space = space
+        self.bytes_per_behaviour = float(space.num_channels * space.dim * 4)
 
     @torch.no_grad()
-    def relevance(self, probe: Probe, keys: Keys) -> Float[Tensor, "T L"]:
-        """One matrix product of gated probes [T, M d] and gated keys [L, M d]."""
-        vector_TMd, weight_LM, scale_TL = fold_gate(probe, keys)
-        relevance_TL = vector_TMd.flatten(1) @ self._gated(keys.item_L, keys.query_L, weight_LM).flatten(1).T
-        return relevance_TL if scale_TL is None else relevance_TL * scale_TL
+    def index(self, keys: Keys) -> "ExactIndex":
+        """Look up and gate every channel of every behaviour."""
+        return ExactIndex(self.space, keys)
+
+
+class ExactIndex:
+    """Keys of one history, channels side by side; weights of the behaviours inside, the target's brought by the probe."""
+
+    def __init__(self, space: KeySpace, keys: Keys) -> None:
+        self._keys = keys
+        self._parts_LMd = space.parts(keys)
+        self.gated_LD = (self._parts_LMd * keys.weight_LM[..., None]).flatten(1)
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     @torch.no_grad()
-    def top_k(self, probe: Probe, keys: Keys, k: int) -> TopK:
+    def relevance(self, probe: Probe) -> Float[Tensor, "T L"]:
+        """Float32 relevance by its definition, as one matrix product."""
+        num_channels = self._parts_LMd.shape[1]
+        if probe.gate_TM is None:
+            return probe.query_Td.repeat(1, num_channels) @ self.gated_LD.T
+        asked_TD = (probe.query_Td[:, None] * probe.gate_TM[..., None]).flatten(1)
+        return asked_TD @ self._parts_LMd.flatten(1).T * target_scale(probe.gate_TM, self._keys)
+
+    @torch.no_grad()
+    def top_k(self, probe: Probe, k: int) -> TopK:
         """The K best of all."""
-        return best(self.relevance(probe, keys), k)
-
-    def rescore(self, probe: Probe, keys: Keys, position_TR: Int[Tensor, "T R"], k: int) -> TopK:
-        """The k best of R candidate positions of each target. Each distinct candidate is looked up once, for all targets."""
-        rows, inverse_TR = torch.unique(position_TR, return_inverse=True)
-        candidates = Keys(keys.item_L[rows], keys.query_L[rows], keys.present_LM[rows], keys.weight_LM[rows])
-        return best(self.relevance(probe, candidates).gather(1, inverse_TR), k, position_TR)
-
-    def _gated(
-        self, item_N: Int[Tensor, " N"], query_N: Int[Tensor, " N"], weight_NM: Float[Tensor, "N M"]
-    ) -> Float[Tensor, "N M d"]:
-        """weight * unit; selected, not multiplied, where the weight is zero: a missing row may hold anything, also NaN."""
-        unit_NMd = torch.cat([self.query_unit[query_N][:, None], self.item_unit[item_N]], 1)
-        return torch.where((weight_NM != 0)[..., None], unit_NMd * weight_NM[..., None], 0.0)
+        return best(self.relevance(probe), k)
 
 
-@dataclass(frozen=True)
-class Recall:
-    """Share of the k most relevant behaviours found: by approximate relevance alone, and by `top_k` with its re-scoring."""
+class MergedRetriever:
+    """Exact over merged keys: 256 bytes a behaviour at d = 64. Under a target's gate channels stay apart (ExactRetriever)."""
 
-    k: int
-    raw: float
-    rescored: float
+    name = "merged"
 
+    def __init__(self, space: KeySpace) -> None:
+        self.space = space
+        self.bytes_per_behaviour = float(space.dim * 4)
 
-@torch.no_grad()
-def recall_curve(
-    retriever: Retriever, exact: ExactRetriever, requests: Sequence[tuple[Probe, Keys]], ks: Sequence[int]
-) -> list[Recall]:
-    """Recall@k of `retriever` against exact, a mean over all targets of the requests.
-
-    A behaviour counts as found if its exact relevance reaches the k-th best (to 1e-5 of the row's largest magnitude): repeats of
-    one item are equally relevant, and any of them will do. Histories shorter than k count by their length, empty ones not.
-    """
-    found: dict[int, list[Tensor]] = {k: [] for k in ks}
-    for probe, keys in requests:
-        if not len(keys.item_L):
-            continue
-        truth_TL, guess_TL = exact.relevance(probe, keys), retriever.relevance(probe, keys)
-        for k in ks:
-            kept = min(k, truth_TL.shape[1])
-            hit_TL = _among_best(truth_TL, kept).double()
-            ranked = best(guess_TL, kept), retriever.top_k(probe, keys, kept)
-            found[k].append(torch.stack([hit_TL.gather(1, top.index_TK).mean(1) for top in ranked]))
-    means = {k: torch.cat(shares, 1).mean(1).tolist() if shares else (math.nan, math.nan) for k, shares in found.items()}
-    return [Recall(k, *mean) for k, mean in means.items()]
+    @torch.no_grad()
+    def index(self, keys: Keys) -> "MergedIndex":
+        """Merge every behaviour's channels."""
+        return MergedIndex(self.space.merged(keys))
 
 
-def _among_best(relevance_TL: Float[Tensor, "T L"], k: int) -> Bool[Tensor, "T L"]:
-    kth_T1 = relevance_TL.topk(k, dim=1).values[:, -1:]
-    return relevance_TL >= kth_T1 - 1e-5 * relevance_TL.abs().amax(1, keepdim=True)
+class MergedIndex:
+    """Merged keys of one history, float32."""
+
+    def __init__(self, key_Ld: Float[Tensor, "L d"]) -> None:
+        self.key_Ld = key_Ld
+
+    def __len__(self) -> int:
+        return len(self.key_Ld)
+
+    @torch.no_grad()
+    def relevance(self, probe: Probe) -> Float[Tensor, "T L"]:
+        """<u, key>."""
+        require_no_gate(probe, "merged keys")
+        return probe.query_Td @ self.key_Ld.T
+
+    @torch.no_grad()
+    def top_k(self, probe: Probe, k: int) -> TopK:
+        """The K best of all."""
+        return best(self.relevance(probe), k)
+
+    def relevance_at(self, probe: Probe, position_TR: Int[Tensor, "T R"]) -> Float[Tensor, "T R"]:
+        """<u, key> of chosen behaviours, -inf at position -1; keys are read in place."""
+        require_no_gate(probe, "merged keys")
+        relevance_TR = np.empty(position_TR.shape, np.float32)
+        query_Td = probe.query_Td.detach().contiguous().numpy()
+        candidate_relevance(query_Td, self.key_Ld.numpy(), position_TR.numpy(), relevance_TR)
+        return torch.from_numpy(relevance_TR)
+
+
+def require_no_gate(probe: Probe, what: str) -> None:
+    """Merged keys hold the behaviours' weights; a target's gate needs channels kept apart."""
+    if probe.gate_TM is not None:
+        fix = "use a retriever that keeps channels apart, or `auto`"
+        raise ConfigError(explain(what, got="a gate of the target", expected="one of the behaviours", fix=fix))

@@ -1,0 +1,1 @@
+"""Other people's ways to the K most relevant behaviours, behind the same protocol: hashes, graphs and faiss's codes."""
