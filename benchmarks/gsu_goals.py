@@ -1,16 +1,23 @@
-"""The engine's goals, each measured against its baseline in one interleaved run."""
+"""The engine's goals, each measured against its baseline in one interleaved run.
 
+python -m benchmarks.gsu_goals clustered        JSON rows of one world, nothing published: what the tests look at
+"""
+
+import argparse
+import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.common import Goal
+from benchmarks.common import Goal, run
 from benchmarks.gsu_esu import esu_call
 from benchmarks.gsu_methods import FASTSCAN, INT8, MERGED, PAPER, PQ4, PQ8, exact_forms, index_of, method
-from benchmarks.gsu_worlds import World
+from benchmarks.gsu_worlds import NAMES, World, open_world
 from benchmarks.timing import Timing, floors, interleaved
 from seminar.kernels import int8, simd
 from seminar.retrieval.base import Keys, Probe
@@ -148,3 +155,18 @@ def _distances(world: World, seconds: float) -> Iterator[Goal]:
         yield Goal(f"{world.name}: int8 fused top-K against that floor", timed["fused"].low / 100 / floor, "x", 2.0, False)
     both = timed["both stages"].low / 1000
     yield Goal(f"{world.name}: GSU re-scored + fused ESU, 100 targets, L=10,240, K=100", both, "ms", 2.0, False)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("world", choices=NAMES)
+    parser.add_argument("--config", type=Path, default=Path("configs/complete_journey.toml"))
+    parser.add_argument("--seconds", type=float, default=0.1, help="of measurement a method")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = goals(open_world(arguments.world, arguments.config), arguments.seconds)
+    print(json.dumps([asdict(goal) for goal in rows]))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -15,7 +15,7 @@ from seminar.ranker import Ranker, load_ranker
 from seminar.schema import ATTRIBUTES, IMAGE, QUERY, TEXT
 
 MODEL = ModelConfig(dim=16, num_heads=4, id_dim=8, num_token_rows=64, top_k=5, recent=4, hidden=(32, 16), dropout=0.0)
-CODEBOOKS = CodebookConfig(num_subquantizers=4, num_centroids=16, iterations=3)
+CODEBOOKS = CodebookConfig(num_subquantizers=4, num_centroids=16, iterations=3, rotation="none")
 
 
 def make_vectors(store: Store, pairs: Artifact, embed: EmbedConfig | None = None) -> Artifact:

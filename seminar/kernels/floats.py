@@ -1,8 +1,7 @@
 """Sixteen float32 numbers as one value of a numba kernel: what a loop vectoriser cannot be trusted with is written as vectors.
 
 Nothing here names an instruction set: LLVM splits a vector of 16 into what the processor has. Lanes stand for a block of 4 rows x
-4 queries, lane 4 * row + query; addresses are bytes. Numba's cache looks only at the file of a cached kernel: after a change here
-or in `float_blocks.py`, touch the kernels that are made of it.
+4 queries, lane 4 * row + query; addresses are bytes.
 """
 
 from collections.abc import Callable

@@ -85,7 +85,8 @@ class PackedKeys:
         if dim % WORD:
             raise ConfigError(explain("int8 keys", got=f"dim {dim}", expected="a multiple of 4", fix="choose another model.dim"))
         levels = Levels.of(key_Ld) if levels is None else levels
-        packed = np.empty((-(-length // STRIDE) * STRIDE // int8.LANES, dim // WORD, int8.LANES, WORD), np.uint8)
+        shape = -(-length // STRIDE) * STRIDE // int8.LANES, dim // WORD, int8.LANES, WORD
+        packed = simd.aligned(shape, np.uint8)
         int8.pack(key_Ld, levels.centre_d, levels.step, packed, 0)
         return cls(packed, length, levels)
 
@@ -207,8 +208,9 @@ def scratch_for(targets: int, longest: int, k: int) -> tuple[ndarray, ndarray, n
     if held is not None and held[0] == wanted:
         return held[1]
     rows = max(1, -(-longest // STRIDE)) * STRIDE
-    candidate = np.empty((2, targets, room(rows, k)), np.int32)
-    buffers = np.empty((int8.TARGETS, rows), np.int32), np.empty(rows + STRIDE, np.int32), candidate
+    shapes = (int8.TARGETS, rows), (rows + STRIDE,), (2, targets, room(rows, k))
+    score, group, candidate = (simd.aligned(shape, np.int32) for shape in shapes)
+    buffers = score, group, candidate
     _thread.held = wanted, buffers
     return buffers
 

@@ -75,10 +75,10 @@ class LookupCodec:
         length, vectors = len(keys) + -len(keys) % packing.ALIGN, len(self.codec.centroid_MSwC) * self.room
         query_L, item_L = (np.ascontiguousarray(row_L.numpy(), np.int64) for row_L in (keys.query_L, keys.item_L))
         if not self.width:
-            bytes_BV8 = np.zeros((length // lookup8.ROWS, vectors, 8), np.uint64)
+            bytes_BV8 = simd.aligned((length // lookup8.ROWS, vectors, 8), np.uint64)
             packing.pack8(query_code, item_code, query_L, item_L, bytes_BV8)
             return bytes_BV8.view(np.uint8)
-        words_BG16 = np.zeros((length // lookup4.ROWS, vectors // lookup4.GROUP, 16), np.uint32)
+        words_BG16 = simd.aligned((length // lookup4.ROWS, vectors // lookup4.GROUP, 16), np.uint32)
         packing.pack4(query_code, item_code, query_L, item_L, tag == simd.TAGS["avx512"], words_BG16)
         return words_BG16.view(np.uint8)
 
