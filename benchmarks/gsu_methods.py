@@ -49,7 +49,7 @@ def merged_sample(world: World) -> torch.Tensor:
 
 
 def merged_fastscan(world: World) -> Retriever:
-    return FastScanRetriever(world.space, merged_sample(world).numpy(), "merged")
+    return FastScanRetriever(world.space, merged_sample(world).numpy(), "merged", dims=2)
 
 
 def gated_sample(world: World) -> torch.Tensor:

@@ -1,9 +1,11 @@
 """Table and plots of `benchmarks/gsu.py`, beside its JSON rows."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.common import RESULTS
+from benchmarks.gsu_methods import INT8, MERGED, METHODS, PAPER
 
 COLUMNS = {
     "method": "method",
@@ -32,43 +34,54 @@ def write_report(rows: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]
         print("no plots: install the extra `plot`")
         return
     mpl.use("Agg")
-    recall_plot(rows, "us_100_rescored", "recall", "time of a target, us (100 targets, re-scored; log)", "gsu_recall_time")
-    recall_plot(rows, "bytes_per_behaviour", "recall", "bytes a behaviour (log)", "gsu_recall_bytes")
+    (RESULTS / "gsu_rows.json").write_text(json.dumps({"rows": list(rows), "growth": list(growth)}, indent=1) + "\n")
+    plot(rows, growth)
+
+
+def plot(rows: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]]) -> None:
+    """The three figures, from rows as they are kept in gsu_rows.json."""
+    time_axis = "us a target, of 100 (log); the arrow ends where candidates are re-scored"
+    recall_plot(rows, ("us_100", "us_100_rescored"), time_axis, "gsu_recall_time")
+    recall_plot(rows, ("bytes_per_behaviour", "bytes_per_behaviour"), "bytes a behaviour (log)", "gsu_recall_bytes")
     if growth:
         length_plot(growth)
 
 
-def recall_plot(rows: Sequence[dict[str, Any]], x: str, y: str, label: str, name: str) -> None:
-    """One panel a world: what each method recalls on its own against what it costs."""
+def recall_plot(rows: Sequence[dict[str, Any]], columns: tuple[str, str], label: str, name: str) -> None:
+    """One panel a world: recall@100 of each method alone, and re-scored, against what it costs. Rivals are triangles."""
     from matplotlib import pyplot as plt
 
     names = list(dict.fromkeys(row["world"] for row in rows))
-    figure, axes = plt.subplots(1, len(names), figsize=(5.2 * len(names), 4.6), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(4.6 * len(names) + 2.6, 4.8), sharey=True, squeeze=False)
     for axis, world in zip(axes[0], names, strict=True):
-        for row in (row for row in rows if row["world"] == world and row[x] == row[x]):
+        for row in (row for row in rows if row["world"] == world):
             colour, marker = style(row["method"])
-            axis.scatter(row[x], row[y], color=colour, marker=marker, s=42, zorder=3)
-            axis.annotate(row["method"], (row[x], row[y]), xytext=(4, 4), textcoords="offset points", fontsize=7)
-        axis.set(xscale="log", xlabel=label, title=world)
-        axis.margins(x=0.25)
+            start, end = (row[columns[0]], row["recall"]), (row[columns[1]], row["recall_rescored"])
+            if end[0] == end[0] and end != start:
+                axis.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "alpha": 0.45, "linewidth": 0.9})
+            axis.scatter(*start, color=colour, marker=marker, s=46, zorder=3, label=row["method"])
+        axis.set(xscale="log", xlabel=label, title=world, ylim=(0.15, 1.04))
         axis.grid(alpha=0.3)
-    axes[0][0].set_ylabel("recall@100 before re-scoring")
-    figure.tight_layout()
+    axes[0][0].set_ylabel("recall@100 against exact")
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="center right", fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0, 1 - 2.5 / (4.6 * len(names) + 2.6), 1))
     figure.savefig(RESULTS / f"{name}.png", dpi=130)
     plt.close(figure)
 
 
 def length_plot(growth: Sequence[dict[str, Any]]) -> None:
-    """Microseconds of one target against the length of the history."""
+    """Microseconds of one target against the length of the history; dashed: the first call, after others used the caches."""
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(7, 5))
+    figure, axis = plt.subplots(figsize=(7.5, 5))
     for name in dict.fromkeys(row["method"] for row in growth):
         points = [row for row in growth if row["method"] == name]
         colour, marker = style(name)
-        lengths, times = [row["length"] for row in points], [row["us"] for row in points]
-        axis.plot(lengths, times, color=colour, marker=marker, label=name, linewidth=1.2)
-    axis.set(xscale="log", yscale="log", xlabel="behaviours", ylabel="top-100 of one target, us")
+        lengths = [row["length"] for row in points]
+        axis.plot(lengths, [row["us"] for row in points], color=colour, marker=marker, label=name, linewidth=1.3)
+        axis.plot(lengths, [row["us_cold"] for row in points], color=colour, linestyle="--", linewidth=0.8, alpha=0.6)
+    axis.set(xscale="log", yscale="log", xlabel="behaviours", ylabel="top-100 of one target, us (dashed: cold caches)")
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8)
     figure.tight_layout()
@@ -76,13 +89,14 @@ def length_plot(growth: Sequence[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def style(method: str) -> tuple[str, str]:
-    """Colour by family, marker by who made it."""
-    families = {"int8": "C3", "multi-modal": "C0", "decode": "C9", "merged PQ": "C2", "merged RQ": "C2", "merged float": "C7"}
-    colour = next((c for start, c in families.items() if method.startswith(start)), "black")
-    rivals = {"faiss": "C1", "SimHash": "C4", "HNSW": "C5"}
-    rival = next((c for start, c in rivals.items() if method.startswith(start)), None)
-    return (rival, "^") if rival else (colour, "o")
+def style(method: str) -> tuple[Any, str]:
+    """A colour of its own, and a marker by who made it."""
+    from matplotlib import colormaps
+
+    fixed = {PAPER: "black", MERGED: "grey", INT8: "red"}
+    names = [m.name for m in METHODS if m.name not in fixed]
+    colour = fixed[method] if method in fixed else colormaps["tab20"](names.index(method) / 20)
+    return colour, "^" if method.startswith(("faiss", "SimHash", "HNSW")) else "o"
 
 
 def _cell(value: Any) -> str:
