@@ -20,6 +20,8 @@ LEAST = np.int32(-(2**31))
 """Below every score; what padding scores."""
 STRIDE = 64
 """Scores are compared 64 at a time: a block's scores are padded to a multiple of it with LEAST."""
+BLIND = 2
+"""Entries written for 64 scores before anyone asks how many there are."""
 GROUPS_PER_KEPT = 4
 """Groups of the first block a kept behaviour: more make the first threshold tighter and its search longer."""
 
@@ -64,8 +66,8 @@ def _count_bits(typing_context: Any, word: Any) -> Any:
 
 @intrinsic
 def _lowest_bit(typing_context: Any, word: Any) -> Any:
-    """Position of the lowest set bit of a word that is not 0."""
-    return types.int64(types.uint64), lambda context, builder, signature, args: builder.cttz(args[0], ir.Constant(I1, 1))
+    """Position of the lowest set bit; 64 of none."""
+    return types.int64(types.uint64), lambda context, builder, signature, args: builder.cttz(args[0], ir.Constant(I1, 0))
 
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
@@ -148,13 +150,22 @@ def admit(score, count, first, threshold, found_position, found_score, found, k)
         mask = _reaches(address + 4 * start, threshold)
         if start + STRIDE > count:
             mask &= (np.uint64(1) << np.uint64(count - start)) - np.uint64(1)
+        admitted = _count_bits(mask)
+        # How many of 64 reach the threshold is chance, and a branch on chance costs more than entries written in vain.
+        for entry in range(BLIND):
+            i = start + (_lowest_bit(mask) & (STRIDE - 1))
+            mask &= mask - np.uint64(1)
+            found_position[found + entry] = first + i
+            found_score[found + entry] = score[i]
+        entry = found + BLIND
         while mask != 0:
             i = start + _lowest_bit(mask)
             mask &= mask - np.uint64(1)
-            found_position[found] = first + i
-            found_score[found] = score[i]
-            found += 1
-    if found > k + (k >> 1):
+            found_position[entry] = first + i
+            found_score[entry] = score[i]
+            entry += 1
+        found += admitted
+    if found > 2 * k:
         threshold = kth_largest(found_score, found, k)
         found = keep_best(found_position, found_score, found, k, threshold)
     return found, threshold
@@ -171,11 +182,12 @@ def keep_best(position, score, found, k, kth):
     skip = equal - (k - above)
     kept = 0
     for i in range(found):
-        if score[i] == kth and skip > 0:
-            skip -= 1
-        elif score[i] >= kth:
-            position[kept], score[kept] = position[i], score[i]
-            kept += 1
+        # Written always, counted if kept: no branch on what cannot be predicted.
+        here = score[i]
+        older = (here == kth) & (skip > 0)
+        position[kept], score[kept] = position[i], here
+        kept += (here >= kth) != older
+        skip -= older
     return kept
 
 
