@@ -40,7 +40,7 @@ def write_report(rows: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]
 
 def plot(rows: Sequence[dict[str, Any]], growth: Sequence[dict[str, Any]]) -> None:
     """The three figures, from rows as they are kept in gsu_rows.json."""
-    time_axis = "us a target, of 100 (log); the arrow ends where candidates are re-scored"
+    time_axis = "us a target, of 100 (log); arrow: re-scored"
     recall_plot(rows, ("us_100", "us_100_rescored"), time_axis, "gsu_recall_time")
     recall_plot(rows, ("bytes_per_behaviour", "bytes_per_behaviour"), "bytes a behaviour (log)", "gsu_recall_bytes")
     if growth:

@@ -14,7 +14,7 @@ from numpy import ndarray
 from seminar.kernels import lookup4, lookup8
 from seminar.kernels.lookup import PATTERN_LIMIT
 from seminar.kernels.packing import ALIGN
-from seminar.kernels.select import LEAST, STRIDE, admit, first_threshold, keep_best, kth_largest, room
+from seminar.kernels.select import LEAST, STRIDE, admit, first_threshold, keep_best, kth_largest, most_held, room
 from seminar.kernels.tables import fill, fill_gates
 
 EIGHT_BITS, FOUR_BITS = (), (0,)
@@ -101,7 +101,7 @@ def top_k(width, tag, kind, transform, centroid, hop, code, weight, unit, seen, 
     level = np.empty((chunk, channels, PATTERN_LIMIT), np.uint8)
     scores, group = np.empty((min(chunk, _TARGETS), rows), np.int32), np.empty(rows + STRIDE, np.int32)
     working = np.empty((2, room(rows, k)), np.int32)
-    kept, threshold = np.empty((2, chunk, k + k // 2), np.int32), np.empty(chunk, np.int32)
+    kept, threshold = np.empty((2, chunk, most_held(k)), np.int32), np.empty(chunk, np.int32)
     held = np.empty(chunk, np.int64)
     for begin in range(0, targets, chunk):
         end = min(begin + chunk, targets)

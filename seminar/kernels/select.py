@@ -139,6 +139,13 @@ def first_threshold(score, count, k, group):
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
+def most_held(k):
+    """Candidates that a list may hold between blocks."""
+    return 2 * k
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
 def admit(score, count, first, threshold, found_position, found_score, found, k):
     """Append the behaviours of a block that reach the threshold; returns how many are held and the threshold now.
 
@@ -165,7 +172,7 @@ def admit(score, count, first, threshold, found_position, found_score, found, k)
             found_score[entry] = score[i]
             entry += 1
         found += admitted
-    if found > 2 * k:
+    if found > most_held(k):
         threshold = kth_largest(found_score, found, k)
         found = keep_best(found_position, found_score, found, k, threshold)
     return found, threshold
@@ -195,4 +202,4 @@ def keep_best(position, score, found, k, kth):
 @no_type_check
 def room(count, k):
     """Entries that candidate lists need for blocks of `count` behaviours."""
-    return (2 * k + count + 2 * STRIDE) // STRIDE * STRIDE
+    return (most_held(k) + count + 2 * STRIDE) // STRIDE * STRIDE
