@@ -1,4 +1,4 @@
-"""Table and plots of `benchmarks/gsu.py`, beside its JSON rows."""
+"""Table and plots of `benchmarks/gsu.py`."""
 
 import json
 from collections.abc import Sequence
@@ -6,6 +6,9 @@ from typing import Any
 
 from benchmarks.common import RESULTS
 from benchmarks.gsu_methods import INT8, MERGED, METHODS, PAPER
+
+DOCS = RESULTS.parent.parent / "docs"
+"""Figures stand beside the page that shows them."""
 
 COLUMNS = {
     "method": "method",
@@ -66,7 +69,7 @@ def recall_plot(rows: Sequence[dict[str, Any]], columns: tuple[str, str], label:
     handles, labels = axes[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="center right", fontsize=8, frameon=False)
     figure.tight_layout(rect=(0, 0, 1 - 2.5 / (4.6 * len(names) + 2.6), 1))
-    figure.savefig(RESULTS / f"{name}.png", dpi=130)
+    figure.savefig(DOCS / f"{name}.png", dpi=130)
     plt.close(figure)
 
 
@@ -85,7 +88,7 @@ def length_plot(growth: Sequence[dict[str, Any]]) -> None:
     axis.grid(alpha=0.3, which="both")
     axis.legend(fontsize=8)
     figure.tight_layout()
-    figure.savefig(RESULTS / "gsu_length.png", dpi=130)
+    figure.savefig(DOCS / "gsu_length.png", dpi=130)
     plt.close(figure)
 
 
