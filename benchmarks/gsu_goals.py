@@ -5,6 +5,7 @@ python -m benchmarks.gsu_goals clustered        JSON rows of one world, nothing 
 
 import argparse
 import json
+import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
@@ -23,6 +24,7 @@ from seminar.kernels import int8, simd
 from seminar.retrieval.base import Keys, Probe
 from seminar.retrieval.exact import ExactRetriever
 from seminar.retrieval.int8 import Int8Retriever
+from seminar.retrieval.key_store import KeyStore
 from seminar.retrieval.recall import recall_at
 from seminar.retrieval.symmetric import (
     CollapsedRetriever,
@@ -146,15 +148,19 @@ def _distances(world: World, seconds: float) -> Iterator[Goal]:
         "fused": partial(index.top_k, probe, TOP_K),
         "both stages": esu_call(world, keys, probe, TOP_K),
     }
-    timed = interleaved(calls, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        store = KeyStore(folder, world.space, "benchmark", max_gib=0.1)
+        timed = interleaved(calls | {"served": esu_call(world, keys, probe, TOP_K, store)}, seconds)
+        store.close()
     scoring = timed["scoring"].low / int8.TARGETS * LENGTH / rows
     if floor == floor:
         yield Goal(
             f"{world.name}: int8 scoring against the vpdpbusd floor of {floor:.2f} us a target", scoring / floor, "x", 1.3, False
         )
         yield Goal(f"{world.name}: int8 fused top-K against that floor", timed["fused"].low / 100 / floor, "x", 2.0, False)
-    both = timed["both stages"].low / 1000
-    yield Goal(f"{world.name}: GSU re-scored + fused ESU, 100 targets, L=10,240, K=100", both, "ms", 2.0, False)
+    both = f"{world.name}: GSU re-scored + fused ESU, 100 targets, L=10,240, K=100"
+    yield Goal(f"{both}, float keys at hand", timed["both stages"].low / 1000, "ms", 2.0, False)
+    yield Goal(f"{both}, packed keys of a user, candidates looked up", timed["served"].low / 1000, "ms", 2.0, False)
 
 
 def main() -> None:

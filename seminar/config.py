@@ -233,7 +233,8 @@ class ServeConfig(_Section):
 
     topology: Literal["fused", "split"] = "fused"
     retriever: Literal["auto", "exact", "merged", "int8", "pq"] = "auto"
-    """How the GSU searches a history; auto chooses by request (`seminar/retrieval/regime.py`). All give the exact top-K."""
+    """How the GSU searches a history; auto chooses by request. exact and merged are exact; int8 and pq re-score candidates, which
+    loses nothing measurable on real histories (docs/retrieval.md)."""
     overfetch: float | None = Field(None, ge=1, le=64)
     """Candidates a kept behaviour that are re-scored exactly; none: the method's own, 1.5 for int8 and 4 for pq."""
     keep_keys: bool = True

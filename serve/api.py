@@ -130,7 +130,7 @@ class ScoreResponse(Output):
     history_used: int
     """Those whose item the bundle knows: the history that was scored."""
     retriever: str
-    """How the history was searched (exact, merged, int8, pq); the top-K is the exact one in all of them."""
+    """How the history was searched: exact, merged, or int8 or pq with candidates re-scored exactly."""
     retriever_reason: str
     timings_ms: Timings
     explanation: list[TargetExplanation] | None = None

@@ -1,9 +1,11 @@
 """Packed keys on disk: the same answers as keys packed afresh, appended without repacking, never of another history or bundle."""
 
+import hashlib
 import multiprocessing
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from seminar.errors import VersionMismatch
 from seminar.kernels import int8
 from seminar.retrieval import key_store
 from seminar.retrieval.base import Keys, TopK
-from seminar.retrieval.int8 import Int8Index, PackedKeys
+from seminar.retrieval.int8 import Int8Index, Levels, PackedKeys
 from seminar.retrieval.key_store import KeyStore
 from tests.retrieval_world import Catalogue, shared_catalogue
 
@@ -137,9 +139,67 @@ def test_keys_of_another_bundle_are_refused(world: Catalogue, keys_on_disk: KeyS
         KeyStore(tmp_path / "keys", world.space, "bundle-2", max_gib=0.1)
 
 
+@pytest.mark.parametrize("first", [0, 1, 60])
+def test_a_first_history_that_says_little_does_not_decide_the_levels(
+    world: Catalogue, keys_on_disk: KeyStore, first: int
+) -> None:
+    keys = world.keys(1000, 14)
+    found(keys_on_disk, world, keys[torch.zeros(first, dtype=torch.int64)])
+    grown = torch.cat([torch.zeros(first, dtype=torch.int64), torch.arange(1, 1000)])
+    for length in (first + 40, first + 300, len(grown)):
+        found(keys_on_disk, world, keys[grown[:length]])
+    with keys_on_disk.index("u", keys[grown]) as index:
+        fresh = PackedKeys.of(world.space.merged(keys[grown]).numpy())
+        assert index.packed.levels.step < 1.5 * fresh.levels.step
+
+
+def test_a_write_of_another_process_in_between_is_not_mixed_with_ours(
+    world: Catalogue, keys_on_disk: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = world.keys(600, 15)
+    found(keys_on_disk, world, keys[:200])
+    keep, others = KeyStore._keep, [True]
+
+    def interrupted(store: KeyStore, *rest: Any) -> None:
+        if others.pop() if others else False:
+            # Another replica gives the user new levels, from keys three times as long.
+            found(store, world, replace(keys[:550], weight_LM=keys.weight_LM[:550] * 3))
+        keep(store, *rest)
+
+    monkeypatch.setattr(KeyStore, "_keep", interrupted)
+    found(keys_on_disk, world, keys[:400])
+    with keys_on_disk._env.begin() as txn:
+        record = np.frombuffer(txn.get(_user("u"), db=keys_on_disk._users), np.float32)
+    levels = Levels(record[2:].copy(), record[1])
+    with keys_on_disk.index("u", replace(keys[:550], weight_LM=keys.weight_LM[:550] * 3)) as index:
+        expected = PackedKeys.of(3 * world.space.merged(keys[:550]).numpy(), levels).level_LD()
+        np.testing.assert_array_equal(index.packed.level_LD(), expected)
+
+
+def test_a_full_store_goes_on_without_keeping(world: Catalogue, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = KeyStore(tmp_path / "small", world.space, "bundle-1", max_gib=0.0002)
+    for user in range(40):
+        keys = world.keys(500, user)
+        fresh = Int8Index(PackedKeys.of(world.space.merged(keys).numpy())).top_k(world.probe(9, 1), 20)
+        assert torch.equal(found(small, world, keys, str(user)).index_TK, fresh.index_TK)
+    assert [record.message for record in caplog.records if "no room left" in record.message] != []
+    assert len(caplog.records) == 1, "said once"
+    small.close()
+
+
+def _user(name: str) -> bytes:
+    return hashlib.blake2b(name.encode(), digest_size=16).digest()
+
+
 def _search_elsewhere(folder: Path, done: "multiprocessing.Queue[list[list[int]]]") -> None:
     world = shared_catalogue()
     stored = KeyStore(folder, world.space, "bundle-1", max_gib=0.1)
+    key_store.CHUNK = 128
+
+    def refuse(*_: Any) -> int:
+        raise AssertionError("packed again")
+
+    int8.pack = refuse
     done.put(found(stored, world, world.keys(300, 12)).index_TK.tolist())
 
 

@@ -110,10 +110,13 @@ def test_packed_keys_of_a_user_are_kept_and_used(bundle: Bundle, history: Histor
 
 
 def test_stores_of_older_bundles_but_one_are_deleted(bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "history").mkdir()
     for version in ("a", "b", "c", "d"):
         open_shared(tmp_path, key_space(bundle), version, max_gib=0.1).close()
-    assert {"c", "d"} <= {path.name for path in tmp_path.iterdir()}
-    assert "a" not in {path.name for path in tmp_path.iterdir()}
+    assert {path.name for path in tmp_path.iterdir()} == {"history", "packed-keys"}, "what is not ours stays"
+    left = {path.name for path in (tmp_path / "packed-keys").iterdir()}
+    assert {"c", "d"} <= left
+    assert "a" not in left
 
 
 def test_user_without_history_is_scored(bundle: Bundle) -> None:

@@ -91,7 +91,7 @@ def top_k(width, tag, kind, transform, centroid, hop, code, weight, unit, seen, 
     """The k best of each target: index [T, k] increasing, -1 last, and relevance [T, k], -inf there. As `relevances` else."""
     targets, k = index.shape
     index[:], relevance[:] = -1, -np.inf
-    if k == 0 or length == 0:
+    if k == 0 or length == 0 or targets == 0:
         return
     channels, spaces, padded = gate.shape[1], code.shape[1] * (1 + 3 * len(width)), length + -length % ALIGN
     chunk = min(targets, max(TABLE_BYTES // (spaces * centroid.shape[3]) // _TARGETS, 1) * _TARGETS)

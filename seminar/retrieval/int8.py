@@ -35,16 +35,18 @@ class Levels:
 
     centre_d: Float32[ndarray, " d"]
     step: np.float32
+    flat: bool = False
+    """All keys were alike: the step says nothing about others."""
 
     @classmethod
     def of(cls, key_Nd: Float32[ndarray, "N d"], *, centred: bool = True) -> "Levels":
         """Levels that clip none of these keys. centred=False keeps zero exact, as keys of separate channels need."""
         if not len(key_Nd):
-            return cls(np.zeros(key_Nd.shape[1], np.float32), np.float32(1))
+            return cls(np.zeros(key_Nd.shape[1], np.float32), np.float32(1), flat=True)
         low, high = int8.extremes(key_Nd)
         centre = ((low + high) / 2).astype(np.float32) if centred else np.zeros(key_Nd.shape[1], np.float32)
         largest = float(np.abs(np.stack([low, high]) - centre).max())
-        return cls(centre, np.float32(largest / 127 if largest > 0 else 1))
+        return cls(centre, np.float32(largest / 127 if largest > 0 else 1), flat=largest == 0)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,8 @@ class Int8Index:
     def top_k(self, probe: Probe, k: int) -> TopK:
         """The K best by 8-bit relevance."""
         query_TD, factor_TP = self._asked(probe)
+        if not k:
+            return TopK(torch.empty(len(query_TD), 0, dtype=torch.int64), torch.empty(len(query_TD), 0))
         targets, levels, runs = len(query_TD), self.packed.levels, self.packed.runs(len(query_TD))
         index_TK, relevance_TK = np.empty((targets, k), np.int64), np.empty((targets, k), np.float32)
         where = self._pattern, factor_TP, *scratch_for(targets, runs.longest, k), index_TK, relevance_TK
@@ -203,16 +207,15 @@ class Int8Index:
 
 def scratch_for(targets: int, longest: int, k: int) -> tuple[ndarray, ndarray, ndarray]:
     """This thread's buffers: scores of a cache block, group maxima, candidates. Made anew only when they do not fit."""
-    held = getattr(_thread, "held", None)
-    wanted = targets, longest, k
-    if held is not None and held[0] == wanted:
-        return held[1]
     rows = max(1, -(-longest // STRIDE)) * STRIDE
-    shapes = (int8.TARGETS, rows), (rows + STRIDE,), (2, targets, room(rows, k))
-    score, group, candidate = (simd.aligned(shape, np.int32) for shape in shapes)
-    buffers = score, group, candidate
-    _thread.held = wanted, buffers
-    return buffers
+    wanted = rows, targets, room(rows, k)
+    held = getattr(_thread, "held", ((0, 0, 0), None))
+    if held[1] is None or any(need > have for need, have in zip(wanted, held[0], strict=True)):
+        wanted = tuple(max(pair) for pair in zip(wanted, held[0], strict=True))
+        shapes = (int8.TARGETS, wanted[0]), (wanted[0] + STRIDE,), (2, *wanted[1:])
+        score, group, candidate = (simd.aligned(shape, np.int32) for shape in shapes)
+        held = _thread.held = wanted, (score, group, candidate)
+    return held[1]
 
 
 _thread = threading.local()

@@ -9,6 +9,7 @@ stamped with its version and with the boot of the machine (commits do not wait f
 """
 
 import hashlib
+import logging
 import shutil
 import struct
 import threading
@@ -30,12 +31,18 @@ from seminar.retrieval.base import KeySource
 from seminar.retrieval.int8 import WORD, Int8Index, Levels, PackedKeys, Runs
 from seminar.retrieval.key_space import KeySpace
 
+logger = logging.getLogger(__name__)
+
 CHUNK = 4096
 """Behaviours a chunk: 256 KiB of keys at d = 64, so that keys and the scores of 8 targets fit a second-level cache of 1 MiB."""
 WRITE_BACK = 64
 """New behaviours that are worth a write; fewer are packed again at the next request, .2 us each."""
-MOST_CLIPPED = 0.01
-"""Share of a run's values beyond the user's levels from which all are packed again with new ones."""
+MOST_CLIPPED = 0.001
+"""Share of a run's values (and FEW_CLIPPED more) beyond the user's levels from which all are packed again with new ones."""
+FEW_CLIPPED = 8
+GROWN = 4
+"""Levels are made anew when a history is so many times as long as the one they were made from: a short one says little."""
+FOLDER = "packed-keys"
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 _CHUNK_KEY = struct.Struct(">16sI")
 _HEAD = struct.Struct("<I44x")
@@ -80,7 +87,7 @@ class KeyStore:
     """8-bit merged keys by user. One folder a bundle on a local disk; any number of processes. Thread-safe."""
 
     def __init__(self, folder: Path | str, space: KeySpace, stamp: str, max_gib: float = 64.0) -> None:
-        self.space = space
+        self.space, self._full = space, False
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Lost pages cost a repacking, so nothing waits for the disk; another boot may find half a commit and starts anew.
@@ -106,14 +113,15 @@ class KeyStore:
         user = hashlib.blake2b(user_id.encode(), digest_size=16).digest()
         item_L, query_L = (rows.numpy().astype(np.int32, copy=False) for rows in (history.item_L, history.query_L))
         with self._env.begin(buffers=True) as txn:
-            levels = self._levels(txn, user)
+            seen = bytes(txn.get(user, db=self._users) or b"")
+            levels = _levels(seen, len(item_L))
             chunks = self._valid(txn, user, item_L, query_L) if levels else []
             kept = sum(len(chunk) for chunk in chunks)
             pieces = [(chunk.packed, min(len(chunk), len(item_L) - i * CHUNK)) for i, chunk in enumerate(chunks)]
             new_Nd = self.space.merged(history[kept:]).numpy() if kept < len(item_L) else None
             if new_Nd is not None and levels is not None:
                 tail, clipped = _pack(new_Nd, levels, None)
-                if clipped <= MOST_CLIPPED * new_Nd.size:
+                if clipped <= MOST_CLIPPED * new_Nd.size + FEW_CLIPPED:
                     pieces.append((tail, len(new_Nd)))
                 else:
                     chunks, kept, levels = [], 0, None
@@ -122,16 +130,33 @@ class KeyStore:
                 key_Ld = self.space.merged(history[:]).numpy() if key_Ld is None else key_Ld
                 levels, new_Nd = Levels.of(key_Ld), key_Ld
                 pieces = [(_pack(key_Ld, levels, None)[0], len(key_Ld))]
-            if new_Nd is not None and (len(new_Nd) >= WRITE_BACK or not kept):
-                self._write(user, levels, chunks, new_Nd, item_L, query_L)
+            if new_Nd is not None and not levels.flat and (len(new_Nd) >= WRITE_BACK or not kept):
+                self._keep(user, seen, levels, chunks, new_Nd, item_L, query_L)
             yield Int8Index(StoredKeys(_in_blocks(pieces), levels))
 
-    def _levels(self, txn: lmdb.Transaction, user: bytes) -> Levels | None:
-        found = txn.get(user, db=self._users)
-        if found is None:
-            return None
-        values = np.frombuffer(found, np.float32).copy()
-        return Levels(values[1:], values[0])
+    def _keep(
+        self,
+        user: bytes,
+        seen: bytes,
+        levels: Levels,
+        chunks: list[_Chunk],
+        new_Nd: ndarray,
+        item_L: ndarray,
+        query_L: ndarray,
+    ) -> None:
+        """Write, unless another process has given the user other levels since; without room, go on without."""
+        made_from = _made_from(seen) if chunks else len(item_L)
+        record = np.array([made_from, levels.step, *levels.centre_d], np.float32).tobytes()
+        try:
+            with self._env.begin(write=True) as txn:
+                if bytes(txn.get(user, db=self._users) or b"") == seen:
+                    txn.put(user, record, db=self._users)
+                    self._write(txn, user, levels, chunks, new_Nd, item_L, query_L)
+        except lmdb.MapFullError:
+            if not self._full:
+                fix = "raise serve.max_keys_gib, or delete the folder: keys are a cache"
+                logger.warning(explain(f"key store {self._folder}", got="no room left", expected="room", fix=fix))
+            self._full = True
 
     def _valid(
         self, txn: lmdb.Transaction, user: bytes, item_L: Int32[ndarray, " L"], query_L: Int32[ndarray, " L"]
@@ -156,24 +181,29 @@ class KeyStore:
         return chunks
 
     def _write(
-        self, user: bytes, levels: Levels, chunks: list[_Chunk], new_Nd: ndarray, item_L: ndarray, query_L: ndarray
+        self,
+        txn: lmdb.Transaction,
+        user: bytes,
+        levels: Levels,
+        chunks: list[_Chunk],
+        new_Nd: ndarray,
+        item_L: ndarray,
+        query_L: ndarray,
     ) -> None:
         """Fill the last chunk and add others; what was packed before is copied, not packed again."""
         last = chunks[-1] if chunks and len(chunks[-1]) < CHUNK else None
         first = len(chunks) - (last is not None)
         start = first * CHUNK
         held = len(last) if last is not None else 0
-        with self._env.begin(write=True) as txn:
-            txn.put(user, np.append(levels.step, levels.centre_d).astype(np.float32).tobytes(), db=self._users)
-            for number, at in enumerate(range(start, len(item_L), CHUNK), start=first):
-                rows = slice(at, min(at + CHUNK, len(item_L)))
-                here = new_Nd[max(at - start - held, 0) : rows.stop - start - held]
-                packed, _ = _pack(here, levels, last if number == first else None)
-                parts = (_HEAD.pack(rows.stop - at), packed.tobytes(), item_L[rows].tobytes(), query_L[rows].tobytes())
-                txn.put(_CHUNK_KEY.pack(user, number), b"".join(parts), db=self._chunks)
-            behind = -(-len(item_L) // CHUNK)
-            while txn.delete(_CHUNK_KEY.pack(user, behind), db=self._chunks):
-                behind += 1
+        for number, at in enumerate(range(start, len(item_L), CHUNK), start=first):
+            rows = slice(at, min(at + CHUNK, len(item_L)))
+            here = new_Nd[max(at - start - held, 0) : rows.stop - start - held]
+            packed, _ = _pack(here, levels, last if number == first else None)
+            parts = (_HEAD.pack(rows.stop - at), packed.tobytes(), item_L[rows].tobytes(), query_L[rows].tobytes())
+            txn.put(_CHUNK_KEY.pack(user, number), b"".join(parts), db=self._chunks)
+        behind = -(-len(item_L) // CHUNK)
+        while txn.delete(_CHUNK_KEY.pack(user, behind), db=self._chunks):
+            behind += 1
 
     def _unpack(self, value: bytes | memoryview) -> _Chunk:
         (rows,) = _HEAD.unpack_from(value)
@@ -185,11 +215,11 @@ class KeyStore:
 
 
 def open_shared(root: Path, space: KeySpace, stamp: str, max_gib: float = 64.0) -> KeyStore:
-    """The store of one bundle under `root`, opened once a process, which LMDB demands; those of older bundles but one go.
+    """The store of one bundle in `root`/packed-keys, opened once a process, as LMDB demands; those of older bundles but one go.
 
-    A folder left by another boot of the machine is replaced.
+    A folder left by another boot of the machine is replaced. Nothing else under `root` is touched.
     """
-    folder = root.resolve() / stamp
+    folder = root.resolve() / FOLDER / stamp
     with _opening:
         store = _open.get(folder)
         if store is None:
@@ -208,6 +238,18 @@ def open_shared(root: Path, space: KeySpace, stamp: str, max_gib: float = 64.0) 
 
 _open: "weakref.WeakValueDictionary[Path, KeyStore]" = weakref.WeakValueDictionary()
 _opening = threading.Lock()
+
+
+def _levels(record: bytes, length: int) -> Levels | None:
+    """Levels of a user's record; none where there is none, or the history has outgrown what they were made from."""
+    if not record or length > GROWN * _made_from(record):
+        return None
+    values = np.frombuffer(record, np.float32).copy()
+    return Levels(values[2:], values[1])
+
+
+def _made_from(record: bytes) -> int:
+    return int(np.frombuffer(record, np.float32, 1)[0])
 
 
 def _pack(key_Nd: ndarray, levels: Levels, behind: _Chunk | None) -> tuple[UInt8[ndarray, "B words 16 4"], int]:

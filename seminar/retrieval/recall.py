@@ -41,7 +41,9 @@ def recall_at(retriever: Retriever, exact: Retriever, requests: Sequence[tuple[P
 def found_share(truth_TL: Float[Tensor, "T L"], top: TopK) -> Float[Tensor, " T"]:
     """Recall of one top-K: the share of its K positions whose true relevance reaches the K-th best."""
     hit_TL = among_best(truth_TL, top.index_TK.shape[1]).double()
-    return (hit_TL.gather(1, top.index_TK.clamp_min(0)) * (top.index_TK >= 0)).mean(1)
+    # Positions increase; one that does not would be counted twice.
+    counted = torch.cat([top.index_TK[:, :1] >= 0, top.index_TK.diff(dim=1) > 0], 1)
+    return (hit_TL.gather(1, top.index_TK.clamp_min(0)) * counted).mean(1)
 
 
 def among_best(relevance_TL: Float[Tensor, "T L"], k: int) -> Bool[Tensor, "T L"]:

@@ -1,4 +1,4 @@
-"""Which scorer for which request: the fastest whose top-K, re-scored, is exact. The choice is visible and may be overridden.
+"""Which scorer for which request: the fastest that loses nothing once re-scored. The choice is visible and may be overridden.
 
 What decides (figures: docs/retrieval.md, `seminar bench gsu`): with a gate of the request or of the behaviour a key is one
 d-vector, and 8-bit inner products of it cost fewer instructions than any look-up of codes; with a gate of the target the channels

@@ -1,6 +1,6 @@
 """Over-fetch and re-score: an approximate method proposes more than K behaviours, their exact relevance decides.
 
-Recall of codes alone at 16 bytes a behaviour is about .8; re-scored it is 1.000 to three digits on real histories.
+On real embeddings merged codes of 16 bytes recall .79 alone and .998 re-scored, 8-bit keys .990 and 1.000 (docs/retrieval.md).
 """
 
 import math
