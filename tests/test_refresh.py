@@ -315,12 +315,13 @@ def test_refused_night_publishes_nothing_and_passes_with_other_limits(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # So few histories are so long that the codes, re-scored, would lose nothing.
-    monkeypatch.setattr(rescored, "SLACK", 0)
     place = killed_everywhere["bundle"].copy(tmp_path / "place")
     strict = place.settings(FIRST_NIGHT, max_score_change=0.0)
     (tmp_path / "night.toml").write_text(_toml(strict))
-    assert workflows_main(["refresh", "--config", str(tmp_path / "night.toml")]) == 2
+    with monkeypatch.context() as patch:
+        # With room to spare the codes of histories so short, re-scored, lose nothing.
+        patch.setattr(rescored, "SLACK", 0)
+        assert workflows_main(["refresh", "--config", str(tmp_path / "night.toml")]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "refused: got mean change of probabilities by codes is" in error
