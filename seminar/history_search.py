@@ -81,23 +81,23 @@ class HistorySearch:
     def top_k(self, history: Rows, probe: Probe, k: int) -> tuple[TopK, Choice]:
         """The K best of the history for each target, and how they were found."""
         stored = self.key_store is not None and history.user_id is not None and self._gate != "target"
-        choice = self._fixed or choose(Situation(self._gate, len(probe.query_Td), len(history.item_L), k, stored))
+        situation = Situation(self._gate, len(probe.query_Td), len(history.item_L), k, stored)
+        choice = self._fixed or choose(situation, self._overfetch)
         with self._index(history, choice, stored) as index:
             return index.top_k(probe, k), choice
 
     @contextmanager
     def _index(self, history: Rows, choice: Choice, stored: bool) -> Iterator[Index]:
         keys = HistoryKeys(self.bundle, history)
-        overfetch = self._overfetch or choice.overfetch
         if stored and choice.method == "int8":
             assert self.key_store is not None
             assert history.user_id is not None
             with self.key_store.index(history.user_id, keys) as packed:
-                yield RescoredIndex(packed, LookedUp(self.space, keys), overfetch)
+                yield RescoredIndex(packed, LookedUp(self.space, keys), choice.overfetch)
             return
         retriever = self._retrievers(choice.method)
         if choice.method in ("int8", "pq"):
-            retriever = RescoredRetriever(retriever, self.space, overfetch)
+            retriever = RescoredRetriever(retriever, self.space, choice.overfetch)
         yield retriever.index(keys[:])
 
     def _retrievers(self, method: Method) -> Retriever:

@@ -7,18 +7,14 @@ import numpy as np
 from jaxtyping import Float32
 from numpy import ndarray
 
-from seminar.errors import ConfigError, explain
+from seminar.faiss_extra import faiss_module
 
 
 def faiss_kmeans(
     point_NSw: Float32[ndarray, "N S w"], initial_SCw: Float32[ndarray, "S C w"], iterations: int
 ) -> Float32[ndarray, "S C w"]:
     """Centroids of every sub-space after `iterations` from the initial ones; ConfigError without faiss."""
-    try:
-        import faiss
-    except ImportError as error:
-        fix = 'install the extra `cpu`, or a faiss for GPUs; or set it to "exact"'
-        raise ConfigError(explain("codebooks.trainer", got="faiss", expected="faiss installed", fix=fix)) from error
+    faiss = faiss_module("codebooks.trainer")
     count, width = initial_SCw.shape[1:]
     centroids = []
     for space, initial_Cw in enumerate(initial_SCw):

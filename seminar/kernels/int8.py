@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
-from seminar.kernels.select import LEAST, STRIDE, admit, first_threshold, keep_best, kth_largest, ordered, unordered
+from seminar.kernels.select import LEAST, STRIDE, admit, cut_back, first_threshold, ordered, unordered
 from seminar.kernels.simd import (
     I8,
     I32,
@@ -54,6 +54,12 @@ def cache_rows(length: int, targets: int) -> int:
     return max(1, -(-length // (blocks * STRIDE))) * STRIDE
 
 
+def _totals(builder: ir.IRBuilder, start_at: ir.Value, kind: ir.VectorType, targets: int, each: int) -> list[ir.Value]:
+    """Running sums, `each` vectors a target, which begin at the target's start."""
+    starts = [splat(builder, load(builder, offset(builder, start_at, 4 * t), I32), kind) for t in range(targets)]
+    return [cgutils.alloca_once_value(builder, start) for start in starts for _ in range(each)]
+
+
 def _tile(rows: int, targets: int) -> Any:
     """Scores of 16 * rows behaviours for `targets` targets: score[t, r] = start[t] + sum_i query[t, i] stored[r, i]."""
 
@@ -61,11 +67,7 @@ def _tile(rows: int, targets: int) -> Any:
     def tile(typing_context: Any, keys: Any, query: Any, start: Any, score: Any, words: Any, length: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             key_at, query_at, start_at, score_at, num_words, stride = arguments
-            totals = [
-                cgutils.alloca_once_value(builder, splat(builder, load(builder, offset(builder, start_at, 4 * t), I32), I32x16))
-                for t in range(targets)
-                for _ in range(rows)
-            ]
+            totals = _totals(builder, start_at, I32x16, targets, rows)
             block = builder.mul(num_words, ir.Constant(I64, 64))
             width = builder.mul(num_words, ir.Constant(I64, 4))
             with cgutils.for_range(builder, num_words) as loop:
@@ -101,11 +103,7 @@ def _tile_avx2(targets: int) -> Any:
     def tile(typing_context: Any, keys: Any, query: Any, start: Any, score: Any, words: Any, length: Any) -> Any:
         def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
             key_at, query_at, start_at, score_at, num_words, stride = arguments
-            totals = [
-                cgutils.alloca_once_value(builder, splat(builder, load(builder, offset(builder, start_at, 4 * t), I32), I32x8))
-                for t in range(targets)
-                for _ in range(2)
-            ]
+            totals = _totals(builder, start_at, I32x8, targets, 2)
             width = builder.mul(num_words, ir.Constant(I64, 4))
             byte, low = constant(I16x16, 8), constant(I16x16, 255)
             with cgutils.for_range(builder, num_words) as loop:
@@ -245,16 +243,13 @@ def top_k(tag, block_at, block_rows, query, centre, key_step, pattern, factor, s
                 found[t], threshold[t] = admit(row, count, first, threshold[t], position[t], value[t], found[t], k)
         first += count
     for t in range(targets):
-        if found[t] > k:
-            kth = kth_largest(value[t], found[t], k)
-            found[t] = keep_best(position[t], value[t], found[t], k, kth)
+        found[t] = cut_back(position[t], value[t], found[t], k)
         shift = np.float32(0)
         for i in range(dim):
             shift += query[t, i] * centre[i]
         unit = step[t] * key_step
         for i in range(k):
             index[t, i] = position[t, i] if i < found[t] else -1
-        for i in range(k):
             if i >= found[t]:
                 relevance[t, i] = -np.inf
             elif len(pattern):

@@ -165,6 +165,29 @@ def make_pass(tile, rows, step, together):
 
 
 @no_type_check
+def make_portable(rows, look_up):
+    """The same scores by plain loops. look_up(part, block, space, entry): adds what a vector of `rows` codes finds in a table."""
+
+    @no_type_check
+    def score(tag, kind, code, table, start, weight, gate, first, length, scores):
+        targets, channels = start.shape
+        spaces = table.shape[1] // channels
+        part = np.empty(rows, np.int32)
+        for t in range(targets):
+            for n in range(0, length, rows):
+                block = code[(first + n) // rows]
+                scores[t, n : n + rows] = 0
+                for j in range(channels):
+                    part[:] = start[t, j]
+                    for s in range(j * spaces, (j + 1) * spaces):
+                        look_up(part, block, s, table[t, s])
+                    for r in range(rows):
+                        scores[t, n + r] += part[r] * weight_of(kind, weight, gate, t, j, first + n + r)
+
+    return score
+
+
+@no_type_check
 def weight_of(kind, weight, gate, target, channel, position):
     """Weight of one behaviour and channel, in plain code."""
     raise NotImplementedError

@@ -9,12 +9,11 @@ vpshufb looks up one table a 128-bit lane.
 from collections.abc import Callable
 from typing import no_type_check
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
-from seminar.kernels.lookup import ByteSums, Tile, make_pass, make_tile, weight_of
+from seminar.kernels.lookup import ByteSums, Tile, make_pass, make_portable, make_tile
 from seminar.kernels.simd import (
     I64,
     I8x32,
@@ -139,24 +138,16 @@ def _score_avx2(tag, kind, code, table, start, weight, gate, first, length, scor
     _avx2(kind, code, table, start, weight, gate, first, length, scores, 0, len(start))
 
 
+@register_jitable
 @no_type_check
-def _score_portable(tag, kind, code, table, start, weight, gate, first, length, scores):
-    targets, channels = start.shape
-    spaces = table.shape[1] // channels
-    part = np.empty(ROWS, np.int32)
-    for t in range(targets):
-        for n in range(0, length, ROWS):
-            block = code[(first + n) // ROWS]
-            scores[t, n : n + ROWS] = 0
-            for j in range(channels):
-                part[:] = start[t, j]
-                for s in range(j * spaces, (j + 1) * spaces):
-                    own, entry = block[s // GROUP, s % GROUP * 16 : s % GROUP * 16 + 16], table[t, s]
-                    for r in range(16):
-                        part[r] += entry[own[r] & 15]
-                        part[16 + r] += entry[own[r] >> 4]
-                for r in range(ROWS):
-                    scores[t, n + r] += part[r] * weight_of(kind, weight, gate, t, j, first + n + r)
+def _add(part, block, space, entry):
+    own = block[space // GROUP, space % GROUP * 16 : space % GROUP * 16 + 16]
+    for r in range(16):
+        part[r] += entry[own[r] & 15]
+        part[16 + r] += entry[own[r] >> 4]
+
+
+_score_portable = make_portable(ROWS, _add)
 
 
 @overload(score)

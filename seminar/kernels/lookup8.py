@@ -8,12 +8,11 @@ AVX2 has 16-entry look-ups only: 16 of them and a tree of blends on the four hig
 from collections.abc import Callable
 from typing import no_type_check
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
-from numba.extending import overload
+from numba.extending import overload, register_jitable
 
-from seminar.kernels.lookup import ByteSums, I8x16, Tile, make_pass, make_tile, weight_of
+from seminar.kernels.lookup import ByteSums, I8x16, Tile, make_pass, make_portable, make_tile
 from seminar.kernels.simd import I32, I64, I8x32, I8x64, I16x16, I32x16, call, constant, load, offset, store
 
 ROWS = 64
@@ -105,23 +104,15 @@ def _score_avx2(tag, kind, code, table, start, weight, gate, first, length, scor
     _avx2(kind, code, table, start, weight, gate, first, length, scores, 0, len(start))
 
 
+@register_jitable
 @no_type_check
-def _score_portable(tag, kind, code, table, start, weight, gate, first, length, scores):
-    targets, channels = start.shape
-    spaces = table.shape[1] // channels
-    part = np.empty(ROWS, np.int32)
-    for t in range(targets):
-        for n in range(0, length, ROWS):
-            block = code[(first + n) // ROWS]
-            scores[t, n : n + ROWS] = 0
-            for j in range(channels):
-                part[:] = start[t, j]
-                for s in range(j * spaces, (j + 1) * spaces):
-                    own, entry = block[s], table[t, s]
-                    for r in range(ROWS):
-                        part[r] += entry[own[r]]
-                for r in range(ROWS):
-                    scores[t, n + r] += part[r] * weight_of(kind, weight, gate, t, j, first + n + r)
+def _add(part, block, space, entry):
+    own = block[space]
+    for r in range(ROWS):
+        part[r] += entry[own[r]]
+
+
+_score_portable = make_portable(ROWS, _add)
 
 
 @overload(score)

@@ -5,7 +5,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-from seminar.kernels.select import STRIDE, keep_best, kth_largest, ordered, unordered
+from seminar.kernels.select import STRIDE, cut_back, ordered, unordered
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
 
@@ -39,8 +39,7 @@ def best_of(position, relevance, index, kept):
                 place[found] = position[t, r]
                 score[found] = ordered(relevance[t, r])
                 found += 1
-        if found > k:
-            found = keep_best(place, score, found, k, kth_largest(score, found, k)) if k else 0
+        found = cut_back(place, score, found, k) if k else 0
         for i in range(k):
             index[t, i] = place[i] if i < found else -1
             kept[t, i] = unordered(score[i]) if i < found else np.float32(-np.inf)

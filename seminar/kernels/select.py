@@ -70,9 +70,6 @@ def _lowest_bit(typing_context: Any, word: Any) -> Any:
     return types.int64(types.uint64), lambda context, builder, signature, args: builder.cttz(args[0], ir.Constant(I1, 0))
 
 
-# no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
-
-
 @intrinsic
 def _bits_of(typing_context: Any, value: Any) -> Any:
     """The bits of a float32 as int32."""
@@ -83,6 +80,9 @@ def _bits_of(typing_context: Any, value: Any) -> Any:
 def _float_of(typing_context: Any, bits: Any) -> Any:
     """The float32 of these bits."""
     return types.float32(types.int32), lambda context, builder, signature, args: builder.bitcast(args[0], ir.FloatType())
+
+
+# no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
 
 
 @numba.njit(nogil=True, cache=True)
@@ -196,6 +196,13 @@ def keep_best(position, score, found, k, kth):
         kept += (here >= kth) != older
         skip -= older
     return kept
+
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def cut_back(position, score, found, k):
+    """A list of `found` entries cut back to its k best, if it has more; returns how many are left. Room as `kth_largest`."""
+    return keep_best(position, score, found, k, kth_largest(score, found, k)) if found > k else found
 
 
 @numba.njit(nogil=True, cache=True)

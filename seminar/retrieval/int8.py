@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.errors import ConfigError, explain
-from seminar.kernels import int8, simd
+from seminar.kernels import int8, packing, simd
 from seminar.kernels.select import STRIDE, room
 from seminar.retrieval.base import Keys, Probe, TopK
 from seminar.retrieval.exact import MergedIndex, require_no_gate
@@ -87,8 +87,7 @@ class PackedKeys:
         if dim % WORD:
             raise ConfigError(explain("int8 keys", got=f"dim {dim}", expected="a multiple of 4", fix="choose another model.dim"))
         levels = Levels.of(key_Ld) if levels is None else levels
-        shape = -(-length // STRIDE) * STRIDE // int8.LANES, dim // WORD, int8.LANES, WORD
-        packed = simd.aligned(shape, np.uint8)
+        packed = simd.aligned(packed_shape(length, dim), np.uint8)
         int8.pack(key_Ld, levels.centre_d, levels.step, packed, 0)
         return cls(packed, length, levels)
 
@@ -111,6 +110,11 @@ class PackedKeys:
     @cached_property
     def _together(self) -> Runs:
         return Runs.cut(self.packed.ctypes.data, self.length, int8.cache_rows(self.length, int8.TARGETS), self.dim)
+
+
+def packed_shape(length: int, dim: int) -> tuple[int, int, int, int]:
+    """[B, d/4, 16, 4] with room for `length` behaviours and up to a multiple of 64."""
+    return -(-length // STRIDE) * STRIDE // int8.LANES, dim // WORD, int8.LANES, WORD
 
 
 @runtime_checkable
@@ -222,6 +226,8 @@ _thread = threading.local()
 
 
 def _pattern(keys: Keys) -> UInt8[ndarray, " L"]:
-    """Which channels a behaviour has, as a number: bit j for channel j."""
-    bits = keys.present_LM.numpy() << np.arange(keys.present_LM.shape[1])
-    return bits.sum(1).astype(np.uint8)
+    """Which channels a behaviour has, as a number."""
+    present_LM = np.ascontiguousarray(keys.present_LM.numpy())
+    pattern_L = np.empty(len(present_LM), np.uint8)
+    packing.pack_patterns(present_LM, pattern_L, np.zeros(1 << present_LM.shape[1], np.bool_))
+    return pattern_L

@@ -25,10 +25,9 @@ from jaxtyping import Int32, UInt8
 from numpy import ndarray
 
 from seminar.errors import VersionMismatch, explain
-from seminar.kernels import int8
-from seminar.kernels.select import STRIDE
+from seminar.kernels import int8, simd
 from seminar.retrieval.base import KeySource
-from seminar.retrieval.int8 import WORD, Int8Index, Levels, PackedKeys, Runs
+from seminar.retrieval.int8 import Int8Index, Levels, PackedKeys, Runs, packed_shape
 from seminar.retrieval.key_space import KeySpace
 
 logger = logging.getLogger(__name__)
@@ -118,18 +117,17 @@ class KeyStore:
             chunks = self._valid(txn, user, item_L, query_L) if levels else []
             kept = sum(len(chunk) for chunk in chunks)
             pieces = [(chunk.packed, min(len(chunk), len(item_L) - i * CHUNK)) for i, chunk in enumerate(chunks)]
-            new_Nd = self.space.merged(history[kept:]).numpy() if kept < len(item_L) else None
-            if new_Nd is not None and levels is not None:
+            new_Nd = None
+            if levels is not None and kept < len(item_L):
+                new_Nd = self.space.merged(history[kept:]).numpy()
                 tail, clipped = _pack(new_Nd, levels, None)
-                if clipped <= MOST_CLIPPED * new_Nd.size + FEW_CLIPPED:
-                    pieces.append((tail, len(new_Nd)))
-                else:
-                    chunks, kept, levels = [], 0, None
+                pieces.append((tail, len(new_Nd)))
+                if clipped > MOST_CLIPPED * new_Nd.size + FEW_CLIPPED:
+                    levels = None
             if levels is None:
-                key_Ld = new_Nd if new_Nd is not None and not kept and len(new_Nd) == len(item_L) else None
-                key_Ld = self.space.merged(history[:]).numpy() if key_Ld is None else key_Ld
-                levels, new_Nd = Levels.of(key_Ld), key_Ld
-                pieces = [(_pack(key_Ld, levels, None)[0], len(key_Ld))]
+                chunks, kept, new_Nd = [], 0, self.space.merged(history[:]).numpy()
+                levels = Levels.of(new_Nd)
+                pieces = [(_pack(new_Nd, levels, None)[0], len(new_Nd))]
             if new_Nd is not None and not levels.flat and (len(new_Nd) >= WRITE_BACK or not kept):
                 self._keep(user, seen, levels, chunks, new_Nd, item_L, query_L)
             yield Int8Index(StoredKeys(_in_blocks(pieces), levels))
@@ -207,7 +205,7 @@ class KeyStore:
 
     def _unpack(self, value: bytes | memoryview) -> _Chunk:
         (rows,) = _HEAD.unpack_from(value)
-        shape = _blocks(rows), self.space.dim // WORD, int8.LANES, WORD
+        shape = packed_shape(rows, self.space.dim)
         size = int(np.prod(shape))
         packed = np.frombuffer(value, np.uint8, size, _HEAD.size).reshape(shape)
         columns = np.frombuffer(value, np.int32, 2 * rows, _HEAD.size + size)
@@ -255,14 +253,10 @@ def _made_from(record: bytes) -> int:
 def _pack(key_Nd: ndarray, levels: Levels, behind: _Chunk | None) -> tuple[UInt8[ndarray, "B words 16 4"], int]:
     """Packed keys, behind those of a chunk where one is given, and how many values were clipped."""
     held = 0 if behind is None else len(behind)
-    packed = np.full((_blocks(held + len(key_Nd)), key_Nd.shape[1] // WORD, int8.LANES, WORD), 128, np.uint8)
+    packed = simd.aligned(packed_shape(held + len(key_Nd), key_Nd.shape[1]), np.uint8)
     if behind is not None:
         packed[: len(behind.packed)] = behind.packed
     return packed, int8.pack(key_Nd, levels.centre_d, levels.step, packed, held)
-
-
-def _blocks(rows: int) -> int:
-    return -(-rows // STRIDE) * STRIDE // int8.LANES
 
 
 def _in_blocks(pieces: list[tuple[ndarray, int]]) -> list[tuple[ndarray, int]]:

@@ -5,7 +5,6 @@ by sub-space, a residual quantiser by a sum of full-width centroids, each of wha
 on a sample of merged keys. Codes depend on the gate and on A_j, so every new model makes them anew.
 """
 
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.errors import ConfigError, explain
+from seminar.faiss_extra import faiss_module
 from seminar.retrieval.base import Keys, Probe, TopK
 from seminar.retrieval.exact import require_no_gate
 from seminar.retrieval.key_space import KeySpace
@@ -84,12 +84,12 @@ class MergedPQRetriever(MergedCodesRetriever):
         if dim % self.num_codes:
             got, fix = f"{self.num_codes} codes", "choose other bytes or bits"
             raise ConfigError(explain("merged_pq", got=got, expected=f"a divisor of dim {dim}", fix=fix))
-        quantiser = _faiss("merged_pq").ProductQuantizer(dim, self.num_codes, self.bits)
+        quantiser = faiss_module(self.name).ProductQuantizer(dim, self.num_codes, self.bits)
         quantiser.train(sample_Nd)
         return quantiser
 
     def _centroids(self) -> Float32[ndarray, "S C w"]:
-        flat = _faiss(self.name).vector_to_array(self._quantiser.centroids)
+        flat = faiss_module(self.name).vector_to_array(self._quantiser.centroids)
         return flat.reshape(self.num_codes, 1 << self.bits, -1)
 
 
@@ -100,13 +100,13 @@ class MergedRQRetriever(MergedCodesRetriever):
     additive = True
 
     def _trained(self, sample_Nd: Float32[ndarray, "N d"]) -> Any:
-        quantiser = _faiss("merged_rq").ResidualQuantizer(sample_Nd.shape[1], self.num_codes, self.bits)
+        quantiser = faiss_module(self.name).ResidualQuantizer(sample_Nd.shape[1], self.num_codes, self.bits)
         quantiser.verbose = False
         quantiser.train(sample_Nd)
         return quantiser
 
     def _centroids(self) -> Float32[ndarray, "S C w"]:
-        flat = _faiss(self.name).vector_to_array(self._quantiser.codebooks)
+        flat = faiss_module(self.name).vector_to_array(self._quantiser.codebooks)
         return flat.reshape(self.num_codes, 1 << self.bits, -1)
 
 
@@ -128,12 +128,3 @@ class MergedCodesIndex:
         """The K best by that relevance."""
         require_no_gate(probe, "codes of merged keys")
         return self._inner.top_k(probe, k)
-
-
-def _faiss(what: str) -> ModuleType:
-    try:
-        import faiss
-    except ImportError as error:
-        fix = "install the extra `cpu`, or choose another retriever"
-        raise ConfigError(explain(what, got="no faiss", expected="faiss installed", fix=fix)) from error
-    return faiss

@@ -40,8 +40,8 @@ class Choice:
     reason: str
 
 
-def choose(situation: Situation) -> Choice:
-    """The method for a request."""
+def choose(situation: Situation, overfetch: float | None = None) -> Choice:
+    """The method for a request. overfetch: what is set for all methods, if anything."""
     per_target = situation.gate == "target"
     if situation.length <= OVERFETCH["int8"] * situation.top_k:
         method, reason = ("exact" if per_target else "merged"), "everything would be fetched and re-scored anyway"
@@ -53,7 +53,7 @@ def choose(situation: Situation) -> Choice:
         method, reason = "int8", f"{situation.num_targets} targets share the packing of the history"
     else:
         method, reason = "merged", f"fewer than {PACKING_PAYS} targets do not pay for packing the history"
-    return Choice(method, OVERFETCH[method], reason)
+    return Choice(method, overfetch or OVERFETCH[method], reason)
 
 
 def override(method: Method, overfetch: float | None, gate: Gate) -> Choice:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.errors import ConfigError, explain
+from seminar.faiss_extra import faiss_module
 from seminar.kernels.rescore import best_of
 from seminar.retrieval.base import Keys, Probe, TopK
 from seminar.retrieval.key_space import KeySpace, target_scale
@@ -22,20 +22,10 @@ RESERVOIR = 21
 """FastScan keeps the first of equals from this many results on (a reservoir); below it uses a heap, which does not."""
 
 
-def faiss_module() -> ModuleType:
-    """faiss, or ConfigError: it is an optional extra."""
-    try:
-        import faiss
-    except ImportError as error:
-        fix = "pip install 'seminar[cpu]' (or [gpu])"
-        raise ConfigError(explain("faiss", got="no such package", expected="extra `cpu` or `gpu`", fix=fix)) from error
-    return faiss
-
-
 @contextmanager
 def one_thread() -> Iterator[None]:
     """faiss on one thread, as every other method; OpenMP keeps the number for each calling thread, and it is put back."""
-    faiss = faiss_module()
+    faiss = faiss_module("a faiss retriever")
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -118,7 +108,7 @@ class CodeIndex:
         return TopK(torch.from_numpy(index_TK), torch.from_numpy(relevance_TK))
 
     def _encode(self, key_LD: Float32[ndarray, "L D"], keys: Keys, rows: Int64[ndarray, " N"]) -> Group:
-        index, newest_first = faiss_module().clone_index(self._retriever.trained), rows[::-1].copy()
+        index, newest_first = faiss_module("a faiss retriever").clone_index(self._retriever.trained), rows[::-1].copy()
         index.add(key_LD[newest_first])
         return Group(index, newest_first, keys[torch.from_numpy(rows[:1])] if self._retriever.form == "parts" else None)
 

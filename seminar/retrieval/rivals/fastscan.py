@@ -7,8 +7,9 @@ trained on gated keys instead of one a channel trained on unit vectors. So its c
 from jaxtyping import Float32
 from numpy import ndarray
 
+from seminar.faiss_extra import faiss_module
 from seminar.retrieval.key_space import KeySpace
-from seminar.retrieval.rivals.faiss_codes import CodeRetriever, faiss_module, train
+from seminar.retrieval.rivals.faiss_codes import CodeRetriever, train
 from seminar.retrieval.rivals.forms import Form
 
 DIMS = 4
@@ -22,7 +23,7 @@ class FastScanRetriever(CodeRetriever):
     """
 
     def __init__(self, space: KeySpace, sample_ND: Float32[ndarray, "N D"], form: Form = "gated", dims: int = DIMS) -> None:
-        faiss = faiss_module()
+        faiss = faiss_module("a faiss retriever")
         width = sample_ND.shape[1]
         index = faiss.IndexPQFastScan(width, width // dims, 4, faiss.METRIC_INNER_PRODUCT)
         super().__init__(space, form, f"faiss FastScan, {form}", train(index, sample_ND), first_of_equals=True)

@@ -14,12 +14,13 @@ from jaxtyping import Bool, Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from seminar.faiss_extra import faiss_module
 from seminar.kernels.rescore import best_of
 from seminar.retrieval.base import Keys, Probe, TopK
 from seminar.retrieval.exact import ExactRetriever
 from seminar.retrieval.key_space import KeySpace
 from seminar.retrieval.rescored import LookedUp
-from seminar.retrieval.rivals.faiss_codes import faiss_module, one_thread
+from seminar.retrieval.rivals.faiss_codes import one_thread
 from seminar.schema import NONE, QUERY
 
 
@@ -128,7 +129,7 @@ class HNSWIndex:
         table = space.query_unit if channel == QUERY else space.item_unit[:, channel - 1]
         row_L = self._keys.query_L if channel == QUERY else self._keys.item_L
         row_U, node_N = np.unique(row_L.numpy()[position_N], return_inverse=True)
-        faiss = faiss_module()
+        faiss = faiss_module("a faiss retriever")
         graph = faiss.IndexHNSWFlat(space.dim, settings.links, faiss.METRIC_INNER_PRODUCT)
         graph.hnsw.efConstruction = settings.ef_construction
         graph.add(table[torch.from_numpy(row_U)].contiguous().numpy())
@@ -137,7 +138,7 @@ class HNSWIndex:
 
 def _nearest_nodes(graph: Any, asked_TId: Float[Tensor, "T I d"], length: int, ef_search: int) -> Bool[ndarray, "T U"]:
     """Nodes among the nearest of any of a target's I vectors."""
-    faiss = faiss_module()
+    faiss = faiss_module("a faiss retriever")
     settings = faiss.SearchParametersHNSW(efSearch=ef_search)
     asked_Nd = np.ascontiguousarray(asked_TId.flatten(0, 1).numpy())
     _, node_Nl = graph.search(asked_Nd, min(length, graph.ntotal), params=settings)

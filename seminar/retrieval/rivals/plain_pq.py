@@ -3,8 +3,9 @@
 from jaxtyping import Float32
 from numpy import ndarray
 
+from seminar.faiss_extra import faiss_module
 from seminar.retrieval.key_space import KeySpace
-from seminar.retrieval.rivals.faiss_codes import CodeRetriever, faiss_module, train
+from seminar.retrieval.rivals.faiss_codes import CodeRetriever, train
 
 
 class PlainPQRetriever(CodeRetriever):
@@ -14,6 +15,6 @@ class PlainPQRetriever(CodeRetriever):
     """
 
     def __init__(self, space: KeySpace, sample_Nd: Float32[ndarray, "N d"], num_subquantizers: int = 16) -> None:
-        faiss = faiss_module()
+        faiss = faiss_module("a faiss retriever")
         index = faiss.IndexPQ(space.dim, num_subquantizers, 8, faiss.METRIC_INNER_PRODUCT)
         super().__init__(space, "merged", "plain pq", train(index, sample_Nd), first_of_equals=False)

@@ -18,7 +18,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.errors import ConfigError, explain
-from seminar.kernels.select import LEAST, STRIDE, admit, first_threshold, keep_best, kth_largest, room
+from seminar.kernels.select import LEAST, STRIDE, admit, cut_back, first_threshold, room
 from seminar.retrieval.base import Keys, Probe, TopK
 from seminar.retrieval.key_space import KeySpace
 from seminar.retrieval.rivals.forms import Form, arranged, asked, width
@@ -165,8 +165,7 @@ def _search(signature, query, index, relevance):
                 threshold[t] = first_threshold(score, count, k, group)
             found[t], threshold[t] = admit(score, count, first, threshold[t], position[t], value[t], found[t], k)
     for t in range(targets):
-        if found[t] > k:
-            found[t] = keep_best(position[t], value[t], found[t], k, kth_largest(value[t], found[t], k))
+        found[t] = cut_back(position[t], value[t], found[t], k)
         for i in range(k):
             index[t, i] = position[t, i] if i < found[t] else -1
             relevance[t, i] = np.float32(value[t, i]) if i < found[t] else np.float32(-np.inf)
