@@ -15,9 +15,10 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.batching import Batch, Request, collate
+from seminar.encoded import Encoded
 from seminar.evaluate.evaluation import CELLS
 from seminar.evaluate.metrics import rank_counts
-from seminar.ranker import Encoded, Ranker
+from seminar.ranker import Ranker
 from seminar.retrieval.base import Index, Keys, Probe, Retriever, best
 from seminar.retrieval.exact import MergedIndex
 from seminar.retrieval.key_space import KeySpace

@@ -21,7 +21,8 @@ from seminar.channels import ChannelEncoder, UnitTables, unit_tables
 from seminar.codes.codebook import CatalogueCodes, Codebooks, Stamp, load_codes
 from seminar.config import ModelConfig
 from seminar.errors import ArtifactError, explain
-from seminar.ranker import CatalogueStats, Ranker, load_ranker, serving_ranker
+from seminar.heads import CatalogueStats
+from seminar.ranker import Ranker, load_ranker, serving_ranker
 from seminar.schema import NONE
 
 _UNIT = ("item_unit", "item_present", "query_unit", "query_present")
@@ -135,7 +136,7 @@ def assemble(
     if not store.exists("bundle", draft.version):
         units = unit_tables(encoder)
         tables = {name: getattr(units, name) for name in _UNIT}
-        tables |= {name: getattr(ranker, name) for name in _STATS}
+        tables |= {name: getattr(ranker.heads, name) for name in _STATS}
         tables["project_query"] = encoder.project_query.detach()
         save_file({k: v.contiguous() for k, v in tables.items()}, draft.path / "tables.safetensors")
         state = {k: v.contiguous() for k, v in ranker.state_dict().items() if not k.startswith("channels.")}
@@ -144,7 +145,7 @@ def assemble(
         for name, columns in (("items", ["item_id", "text", "category"]), ("queries", ["query_id", "text"])):
             table: pa.Table = pq.read_table(pairs.file(f"{name}.parquet"), columns=columns)
             pq.write_table(table, draft.path / f"{name}.parquet")
-    return store.publish(draft, {"items": len(ranker.train_count)}, current=current)
+    return store.publish(draft, {"items": len(ranker.heads.train_count)}, current=current)
 
 
 def normal_text(text: str) -> str:

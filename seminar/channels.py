@@ -1,8 +1,8 @@
-"""The M+1 channels of a query-item pair: content tables, projections to unit vectors, and the gate that merges them.
+"""The M+1 channels of a query-item pair: content tables and their projections to unit vectors.
 
 Content lives in one table an item or query and is looked up by catalogue row; nothing is ever stored per behaviour.
 `ChannelEncoder` holds all that a code depends on: its unit vectors are what product quantisation encodes, and its fingerprint is
-what codes are stamped with. `ChannelGate` (scales and gate) may change freely without a re-encode.
+what codes are stamped with. Scales, gate and G_j (`seminar/gate.py`) may change freely without a re-encode.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from torch.nn import functional
 from seminar.artifacts import Artifact
 from seminar.config import ModelConfig
 from seminar.id_table import IdTable
-from seminar.schema import NUM_CHANNELS
+from seminar.schema import ATTRIBUTES, CHANNELS, IMAGE, QUERY, TEXT
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,7 @@ class ChannelEncoder(nn.Module):
         """num_ids: catalogue rows that have an ID embedding; rows appended to the catalogue later live by their content."""
         super().__init__()
         self.num_token_rows = config.num_token_rows
+        self.used = frozenset(config.channels)
         self.hide_ids = 0.0
         num_ids = tables.num_items if num_ids is None else num_ids
         self.ids = IdTable(num_ids, config.id_dim, generator)
@@ -152,16 +153,16 @@ class ChannelEncoder(nn.Module):
 
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
         """Unit vectors of the text, image and attribute channels, and which exist."""
-        text, has_text = _content(self.text, self.text_row[rows], self.project_text)
-        image, has_image = _content(self.image, self.image_row[rows], self.project_image)
-        attributes, has_attributes = self._attributes(rows)
-        return torch.stack([text, image, attributes], 1), torch.stack([has_text, has_image, has_attributes], 1)
+        text = _content(self.text, self._if_used(TEXT, self.text_row[rows]), self.project_text)
+        image = _content(self.image, self._if_used(IMAGE, self.image_row[rows]), self.project_image)
+        parts = (text, image, self._attributes(rows))
+        return torch.stack([unit for unit, _ in parts], 1), torch.stack([present for _, present in parts], 1)
 
     def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N d"], Bool[Tensor, " N"]]:
         """Unit vectors of the query channel; row -1 is missing."""
         known = rows >= 0
         content = torch.where(known, self.query_row[rows.clamp_min(0)].long(), -1) if len(self.query_row) else rows.clamp_max(-1)
-        return _content(self.query, content, self.project_query)
+        return _content(self.query, self._if_used(QUERY, content), self.project_query)
 
     def fingerprint(self) -> str:
         """SHA-256 of the parameters unit vectors depend on; codes carry it and loading compares it."""
@@ -171,7 +172,12 @@ class ChannelEncoder(nn.Module):
             digest.update(value.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
+    def _if_used(self, channel: int, row_N: Tensor) -> Tensor:
+        return row_N if CHANNELS[channel] in self.used else torch.full_like(row_N, -1)
+
     def _attributes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        if CHANNELS[ATTRIBUTES] not in self.used:
+            return self.text.new_zeros(len(rows), self.project_attributes.shape[1], dtype=torch.float32), rows < 0
         shown = (rows < len(self.seen)) & self.seen[rows.clamp_max(len(self.seen) - 1)]
         if self.training and self.hide_ids:
             shown = shown & (torch.rand(rows.shape, device=rows.device) >= self.hide_ids)
@@ -207,42 +213,6 @@ def unit_tables(encoder: ChannelEncoder, block: int = 8192) -> UnitTables:
     items = [encoder.unit_items(rows) for rows in torch.arange(len(encoder.text_row)).split(block)]
     unit_q, present_q = encoder.unit_queries(torch.arange(len(encoder.query_row)))
     return UnitTables(torch.cat([u for u, _ in items]), torch.cat([p for _, p in items]), unit_q, present_q)
-
-
-class ChannelGate(nn.Module):
-    """Learned scale a channel and gate gamma = softmax over the present channels, in three modes (SPEC 2).
-
-    constant: one logit a channel. target: plus a linear term in the target's own unit vectors; the target's gate weighs the
-    behaviours' channels too. behaviour: plus a linear term in each pair's own unit vectors.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.mode = config.gate
-        self.log_scale = nn.Parameter(torch.zeros(NUM_CHANNELS))
-        self.logit = nn.Parameter(torch.zeros(NUM_CHANNELS))
-        if config.gate != "constant":
-            self.direction = nn.Parameter(torch.zeros(NUM_CHANNELS, config.dim))
-
-    @property
-    def scale(self) -> Float[Tensor, " M"]:
-        return self.log_scale.exp()
-
-    def logits(self, pairs: Pairs) -> Float[Tensor, "N M"]:
-        """Gate logits g_j of each pair before the softmax over present channels."""
-        if self.mode == "constant":
-            return self.logit.expand(len(pairs.present_NM), -1)
-        return self.logit + torch.einsum("nmd,md->nm", pairs.unit_NMd, self.direction)
-
-    def weights(self, pairs: Pairs) -> Float[Tensor, "N M"]:
-        """gamma of each pair: a distribution over its present channels, all zero for a pair without any."""
-        return gate_softmax(self.logits(pairs), pairs.present_NM)
-
-
-def gate_softmax(logits: Float[Tensor, "*N M"], present: Bool[Tensor, "*N M"]) -> Float[Tensor, "*N M"]:
-    """Softmax over present channels; all zero where none is present."""
-    weights = logits.masked_fill(~present, -1e30).softmax(-1)
-    return torch.where(present, weights, torch.zeros_like(weights))
 
 
 def _projection(rows: int, dim: int, generator: torch.Generator) -> Tensor:

@@ -72,9 +72,46 @@ class EmbedConfig(_Section):
     batch_size: int = Field(64, gt=0)
 
 
-class ModelConfig(_Section):
-    """Shapes and switches shared by PSU, GSU, ESU and ranker."""
+Kind = Literal["seminar", "din", "sim_hard", "sim_soft", "eta", "sdim", "twin", "qin", "muse"]
+"""Models that can be trained; see docs/models.md."""
+Channel = Literal["query", "text", "image", "attributes"]
 
+
+class BaselineConfig(_Section):
+    """What the models that stand beside SEMINAR have of their own; defaults are those of their papers where they say."""
+
+    activation_width: int = Field(36, gt=0)
+    """DIN: hidden width of the activation unit."""
+    hash_bits: int = Field(256, gt=0, le=4096)
+    """ETA: bits of a behaviour's SimHash signature."""
+    sdim_hashes: int = Field(48, gt=0, le=1024)
+    """SDIM: hash functions m; a multiple of sdim_width."""
+    sdim_width: int = Field(3, gt=0, le=16)
+    """SDIM: hash functions tau that must agree for a behaviour to share the target's bucket."""
+    auxiliary_weight: float = Field(1.0, ge=0)
+    """SIM-soft: weight of the search unit's own click loss."""
+    query_top_k: int = Field(200, gt=0)
+    """QIN: behaviours kept for the query (K1), of which top_k are kept for the target (K2)."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "BaselineConfig":
+        if self.sdim_hashes % self.sdim_width:
+            raise ValueError(f"sdim_hashes ({self.sdim_hashes}) must be a multiple of sdim_width ({self.sdim_width})")
+        return self
+
+
+class ModelConfig(_Section):
+    """Shapes and switches shared by all models and by PSU, GSU and ESU."""
+
+    kind: Kind = "seminar"
+    """Which model is trained; all kinds share channels, features, heads, data and protocol. Only `seminar` is served."""
+    channels: tuple[Channel, ...] = ("query", "text", "image", "attributes")
+    """Channels in use; the others are missing for every pair. `attributes` holds the item ID."""
+    cross_features: bool = True
+    """Counts and recency of the target's item and category in the whole history, as features of the head."""
+    learn_transform: bool = True
+    """Learn one G_j a channel; false keeps the identity."""
+    baseline: BaselineConfig = BaselineConfig()
     dim: int = Field(64, ge=8, le=1024)
     """Width d of every channel."""
     num_heads: int = Field(4, gt=0, le=64)

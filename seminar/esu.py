@@ -106,6 +106,11 @@ class ESU(nn.Module):
         else:
             self.mix = None
 
+    @property
+    def num_features(self) -> int:
+        """Width of what SimTier adds to the interest."""
+        return NUM_CONTENT * self.num_tiers
+
     def forward(self, target: Float[Tensor, "B T d"], kept: Kept) -> Interest:
         """Attend over the kept behaviours; a target without any gets the learned null interest."""
         attend = self._fused if _servable(target) else self._plain

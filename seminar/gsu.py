@@ -6,55 +6,26 @@ With all heads summed, everything on the target's side folds into one vector u =
 relevance = sum_j weight_j <u, unit_j A_j> with A_j = s_j G_j. Codes made of `unit` stay valid while all of these learn.
 """
 
-from dataclasses import dataclass
-
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from seminar.attention import TargetAttention
-from seminar.channels import ChannelGate, Pairs, gate_softmax
 from seminar.config import ModelConfig
+from seminar.gate import ChannelMerge, gate_softmax
 from seminar.retrieval.base import Probe, newest_top_k
-from seminar.schema import NUM_CHANNELS
 
 
-@dataclass(frozen=True)
-class GatedPairs:
-    """Pairs with what the gate says of them: weight_NM = gamma (zero where missing), gate_logit_NM before the softmax."""
-
-    pairs: Pairs
-    weight_NM: Float[Tensor, "N M"]
-    gate_logit_NM: Float[Tensor, "N M"]
-
-
-class GSU(nn.Module):
-    """G_j, the GSU's own Wq and Wk, and the gate it shares with the ESU."""
+class GSU(ChannelMerge):
+    """The GSU's own Wq and Wk, beside the gate and the G_j that it shares with the ESU."""
 
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.gate = ChannelGate(config)
-        self.transform = nn.Parameter(torch.eye(config.dim).repeat(NUM_CHANNELS, 1, 1))
+        super().__init__(config)
         self.attention = TargetAttention(config.dim, config.num_heads, generator, values=False)
-
-    def gated(self, pairs: Pairs) -> GatedPairs:
-        """Gate of each pair on its own channels."""
-        logits = self.gate.logits(pairs)
-        return GatedPairs(pairs, gate_softmax(logits, pairs.present_NM), logits)
-
-    def merged(self, gated: GatedPairs) -> Float[Tensor, "N d"]:
-        """sum_j gamma_j s_j unit_j G_j: merged query of a target, merged key of a behaviour (unless the gate is the target's)."""
-        weighted = gated.pairs.unit_NMd * (gated.weight_NM * self.gate.scale)[..., None]
-        return weighted.flatten(1) @ self.transform.flatten(0, 1)
 
     def fold(self, target: Float[Tensor, "*N d"]) -> Float[Tensor, "*N d"]:
         """u of merged targets: relevance is <u, merged key>."""
         return self.attention.fold(target).sum(-2)
-
-    @property
-    def key_transform(self) -> Float[Tensor, "M d d"]:
-        """A_j = s_j G_j: what turns a channel's unit vectors into keys."""
-        return self.transform * self.gate.scale[:, None, None]
 
     def probe(self, target: Float[Tensor, "N d"], gate_logit: Float[Tensor, "N M"]) -> Probe:
         """What a retriever needs to score N targets (Retriever protocol)."""

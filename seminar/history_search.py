@@ -11,7 +11,8 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.bundle import Bundle
-from seminar.channels import encode_pairs, gate_softmax
+from seminar.channels import encode_pairs
+from seminar.gate import gate_softmax
 from seminar.retrieval.base import Index, Keys, Probe, Retriever, TopK
 from seminar.retrieval.exact import ExactRetriever, MergedRetriever
 from seminar.retrieval.int8 import Int8Retriever

@@ -14,8 +14,9 @@ from torch.nn import functional
 
 from seminar.attention import TargetAttention, masked_softmax
 from seminar.batching import WindowBatch
-from seminar.channels import ChannelEncoder, ChannelGate, Pairs, VectorTables, encode_pairs
+from seminar.channels import ChannelEncoder, Pairs, VectorTables, encode_pairs
 from seminar.config import ModelConfig, PretrainConfig
+from seminar.gate import ChannelGate
 from seminar.schema import QUERY, TEXT
 
 

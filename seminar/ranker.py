@@ -4,7 +4,6 @@ The stages are separate methods, so training, offline evaluation and both servin
 `encode` and `relevance` are the GSU's half, `rank` the ESU's half, and `forward` is all of it on a Batch.
 """
 
-import itertools
 from dataclasses import dataclass
 
 import torch
@@ -14,36 +13,16 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seminar.artifacts import Artifact
-from seminar.attention import TargetAttention, masked_softmax
 from seminar.batching import Batch
-from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encode_pairs, encoders_of
+from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encoders_of
 from seminar.config import ModelConfig
+from seminar.encoded import Encoded, encode, pick
 from seminar.errors import VersionMismatch, explain
-from seminar.esu import ESU, NUM_CONTENT, Interest, Kept, TargetGate
-from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, cross_features, item_features, user_features
+from seminar.esu import ESU, Interest, Kept, TargetGate
 from seminar.gathered import gathered_dot
-from seminar.gsu import GSU, GatedPairs, keep_top_k, target_gate_weights
-from seminar.psu import unique_pairs
-from seminar.schema import NONE, NUM_CHANNELS, TASKS
-
-HOURS_PER_WEEK = 168
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A batch in channel space: its distinct pairs once, and which of them stands where.
-
-    merged_Pd: sum over channels with each pair's own gate, through G_j. history_BL, target_BT: rows of the distinct pairs.
-    """
-
-    gated: GatedPairs
-    merged_Pd: Float[Tensor, "P d"]
-    history_BL: Int[Tensor, "B L"]
-    target_BT: Int[Tensor, "B T"]
-
-    @property
-    def target_BTd(self) -> Float[Tensor, "B T d"]:
-        return functional.embedding(self.target_BT, self.merged_Pd)
+from seminar.gsu import GSU, keep_top_k, target_gate_weights
+from seminar.heads import CatalogueStats, Heads, own_task, task_losses
+from seminar.schema import NONE, NUM_CHANNELS
 
 
 @dataclass(frozen=True)
@@ -58,28 +37,14 @@ class Ranked:
 class Ranker(nn.Module):
     """SEMINAR's fine-tuned model. `channels` is the trainable encoder or a bundle's UnitTables."""
 
-    category_index: Tensor
-    train_count: Tensor
-    category_mean: Tensor
-    train_total: Tensor
-
-    def __init__(
-        self, config: ModelConfig, channels: ChannelSource, tables: "CatalogueStats", generator: torch.Generator
-    ) -> None:
+    def __init__(self, config: ModelConfig, channels: ChannelSource, stats: CatalogueStats, generator: torch.Generator) -> None:
         super().__init__()
         self.config = config
         self.channels = channels
         self.gsu = GSU(config, generator)
         self.esu = ESU(config, generator)
-        self.recent = TargetAttention(config.dim, config.num_heads, generator)
-        self.hour = nn.Parameter(torch.randn(HOURS_PER_WEEK, 8, generator=generator) * 0.02)
-        tiers = NUM_CONTENT * config.simtier_bins if config.simtier else 0
-        width = 5 * config.dim + tiers + NUM_CROSS + NUM_ITEM + NUM_USER + self.hour.shape[1]
-        self.head = _mlp((width, *config.hidden), config.dropout, generator)
-        self.out = _linear(config.hidden[-1], len(TASKS), generator)
+        self.heads = Heads(config, stats, self.esu.num_features, generator)
         self.distillation = 0.0
-        for name, value in vars(tables).items():
-            self.register_buffer(name, value, persistent=False)
         if config.freeze_psu and isinstance(channels, nn.Module):
             channels.requires_grad_(False)
 
@@ -104,32 +69,19 @@ class Ranker(nn.Module):
     def score(self, batch: Batch) -> Float[Tensor, "B T"]:
         """Logit of each target under its own task; padding targets are -inf."""
         with torch.no_grad():
-            logit = self.forward(batch).logit_BTS.gather(-1, batch.task_BT[..., None]).squeeze(-1)
-        return logit.masked_fill(~batch.mask_BT, -torch.inf)
+            return own_task(self.forward(batch).logit_BTS, batch)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Cross-entropy of the targets under their tasks, and the GSU's distillation from the ESU.
-
-        `ctr` and `psr` are each task's sum divided by all targets, so that together they are the mean over targets.
-        """
+        """Cross-entropy of the targets under their tasks, and the GSU's distillation from the ESU."""
         ranked = self.forward(batch)
-        losses = {}
-        for code, task in enumerate(TASKS):
-            chosen = batch.mask_BT & (batch.task_BT == code)
-            bce = functional.binary_cross_entropy_with_logits(ranked.logit_BTS[..., code], batch.label_BT, reduction="none")
-            losses[task] = torch.where(chosen, bce, 0.0).sum() / batch.mask_BT.sum().clamp_min(1)
-        losses["distillation"] = distillation_loss(ranked.interest, self.kept_relevance(ranked.kept), batch.mask_BT)
-        total = sum(losses[task] for task in TASKS) + self.distillation * losses["distillation"]
-        return {"total": total, **losses}
+        losses = task_losses(ranked.logit_BTS, batch)
+        distillation = distillation_loss(ranked.interest, self.kept_relevance(ranked.kept), batch.mask_BT)
+        total = sum(losses.values()) + self.distillation * distillation
+        return {"total": total, **losses, "distillation": distillation}
 
     def encode(self, batch: Batch, source: ChannelSource | None = None) -> Encoded:
         """Project each distinct pair of the batch once; `source` replaces the ranker's own channels (unseen queries)."""
-        item = torch.cat([batch.item_BL, batch.item_BT], 1)
-        query = torch.cat([batch.query_BL, batch.query_BT], 1)
-        unique, inverse = unique_pairs(item, query)
-        gated = self.gsu.gated(encode_pairs(source or self.channels, *unique))
-        history, target = inverse.split([batch.item_BL.shape[1], batch.item_BT.shape[1]], 1)
-        return Encoded(gated, self.gsu.merged(gated), history, target)
+        return encode(batch, source or self.channels, self.gsu)
 
     def relevance(self, encoded: Encoded) -> Float[Tensor, "B T L"]:
         """Exact GSU relevance of every behaviour to every target."""
@@ -142,31 +94,14 @@ class Ranker(nn.Module):
 
     def cross(self, batch: Batch) -> Float[Tensor, "B T F"]:
         """User-x-item features over the whole visible history."""
-        category = self.category_index
-        return cross_features(
-            batch.item_BL, category[batch.item_BL], batch.hours_BL, batch.mask_BL, batch.item_BT, category[batch.item_BT]
-        )
+        return self.heads.cross(batch)
 
     def rank(self, batch: Batch, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"], cross_BTF: Float[Tensor, "B T F"]) -> Ranked:
         """ESU and heads, given what the GSU kept (positions in this batch's history, -1 padding)."""
-        target = encoded.target_BTd
         kept = self._gather(batch, encoded, kept_BTK)
-        interest = self.esu(target, kept)
-        recent = self._recent(batch, encoded, target)
-        hour = self.hour[batch.hour_of_week_B]
-        user = torch.cat([user_features(batch.total_length_B, batch.hours_BL), hour], -1)
-        features = [
-            interest.interest_BTd,
-            recent,
-            target,
-            interest.interest_BTd * target,
-            recent * target,
-            interest.tiers_BTF,
-            cross_BTF,
-            self._item_features(batch),
-            user[:, None].expand(-1, target.shape[1], -1),
-        ]
-        return Ranked(self.out(self.head(torch.cat(features, -1))), interest, kept)
+        interest = self.esu(encoded.target_BTd, kept)
+        logit_BTS = self.heads(batch, encoded, interest.interest_BTd, interest.tiers_BTF, cross_BTF)
+        return Ranked(logit_BTS, interest, kept)
 
     def kept_relevance(self, kept: Kept) -> Float[Tensor, "B T K"]:
         """GSU relevance of the kept behaviours, -inf for padding. Targets and keys are detached: Wq, Wk and bq alone learn."""
@@ -178,17 +113,17 @@ class Ranker(nn.Module):
     def contributions(self, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"]) -> Float[Tensor, "B T K M"]:
         """Each channel's part of the GSU relevance of the kept behaviours; the parts add up to it. Padding: zero."""
         vector = torch.einsum("mde,bte->btmd", self.gsu.key_transform, self.gsu.fold(encoded.target_BTd))
-        pair = _pick(encoded.history_BL, kept_BTK.clamp_min(0))
+        pair = pick(encoded.history_BL, kept_BTK.clamp_min(0))
         parts = torch.einsum("btmd,btkmd->btkm", vector, encoded.gated.pairs.unit_NMd[pair])
         return parts * self._kept_weights(encoded, pair) * (kept_BTK >= 0)[..., None]
 
     def _gather(self, batch: Batch, encoded: Encoded, kept_BTK: Tensor) -> Kept:
         position = kept_BTK.clamp_min(0)
-        pair = _pick(encoded.history_BL, position)
+        pair = pick(encoded.history_BL, position)
         gate = None
         if self.config.gate == "target":
             gate = TargetGate(self._kept_weights(encoded, pair), self.gsu.key_transform)
-        row, hours = torch.where(kept_BTK >= 0, pair, NONE), _pick(batch.hours_BL, position)
+        row, hours = torch.where(kept_BTK >= 0, pair, NONE), pick(batch.hours_BL, position)
         return Kept(encoded.gated.pairs, encoded.merged_Pd, encoded.target_BT, row, hours, gate)
 
     def _target_weights(self, encoded: Encoded) -> Tensor:
@@ -209,43 +144,6 @@ class Ranker(nn.Module):
         target = torch.arange(encoded.target_BT.numel(), device=pair_BTK.device).view(*encoded.target_BT.shape, 1)
         of_pair = (gated.pairs.present_NM * bit).sum(-1)
         return functional.embedding(target * len(sets) + of_pair[pair_BTK], weight.flatten(0, 2))
-
-    def _recent(self, batch: Batch, encoded: Encoded, target: Tensor) -> Tensor:
-        """Short-term interest: target attention over the newest behaviours."""
-        steps = torch.arange(self.config.recent, device=target.device)
-        position = batch.length_B[:, None] - 1 - steps
-        mask = position >= 0
-        key = functional.embedding(_pick(encoded.history_BL[:, None], position.clamp_min(0)[:, None])[:, 0], encoded.merged_Pd)
-        logits = torch.einsum("bthd,brd->bthr", self.recent.fold(target), key)
-        attention = masked_softmax(logits, mask[:, None, None])
-        return self.recent.output(torch.einsum("bthr,brd->bthd", attention, key))
-
-    def _item_features(self, batch: Batch) -> Tensor:
-        count = self.train_count[batch.item_BT]
-        if self.training:
-            # The positive itself is one of the counted behaviours; at test time it is not.
-            count = (count - batch.label_BT).clamp_min(0)
-        return item_features(count, self.category_mean[batch.item_BT], float(self.train_total))
-
-
-@dataclass(frozen=True)
-class CatalogueStats:
-    """Per-item statistics the heads use: category row, training count, and the mean count of the item's category."""
-
-    category_index: Int[Tensor, " I"]
-    train_count: Float[Tensor, " I"]
-    category_mean: Float[Tensor, " I"]
-    train_total: Float[Tensor, ""]
-
-    @classmethod
-    def of(cls, tables: VectorTables) -> "CatalogueStats":
-        category = torch.from_numpy(tables.category_index).long()
-        count = torch.from_numpy(tables.train_count).float()
-        slots = category + 1
-        size = int(slots.max()) + 1 if len(slots) else 1
-        total = torch.zeros(size).index_add_(0, slots, count)
-        members = torch.zeros(size).index_add_(0, slots, torch.ones_like(count))
-        return cls(category, count, (total / members.clamp_min(1))[slots], count.sum())
 
 
 def distillation_loss(
@@ -300,24 +198,3 @@ def serving_ranker(config: ModelConfig, tables: UnitTables, stats: CatalogueStat
     ranker = Ranker(config, tables, stats, torch.Generator())
     ranker.load_state_dict({k: v for k, v in state.items() if not k.startswith("channels.")})
     return ranker.eval()
-
-
-def _pick(column: Tensor, position: Tensor) -> Tensor:
-    """column [B, L] (or [B, 1, L]) at position [B, T, K] -> [B, T, K]."""
-    if column.dim() == 2:
-        column = column[:, None]
-    return column.expand(-1, position.shape[1], -1).gather(-1, position)
-
-
-def _mlp(widths: tuple[int, ...], dropout: float, generator: torch.Generator) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    for fan_in, fan_out in itertools.pairwise(widths):
-        layers += [_linear(fan_in, fan_out, generator), nn.ReLU(), nn.Dropout(dropout)]
-    return nn.Sequential(*layers)
-
-
-def _linear(fan_in: int, fan_out: int, generator: torch.Generator) -> nn.Linear:
-    linear = nn.Linear(fan_in, fan_out)
-    nn.init.normal_(linear.weight, std=(2 / fan_in) ** 0.5, generator=generator)
-    nn.init.zeros_(linear.bias)
-    return linear

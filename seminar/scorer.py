@@ -18,8 +18,9 @@ from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
 from seminar.channels import ChannelSource, UnitTables, encode_pairs
 from seminar.embedding import TextEncoder, open_text_encoder
+from seminar.encoded import Encoded
 from seminar.history_search import HistorySearch
-from seminar.ranker import Encoded, Ranked
+from seminar.ranker import Ranked
 from seminar.retrieval.key_store import KeyStore
 from seminar.retrieval.regime import Choice, Method
 from seminar.schema import NONE
@@ -155,7 +156,8 @@ class TwoStageScorer:
     def _source(self, targets: Targets) -> ChannelSource:
         if targets.unseen_Xd is None:
             return self.bundle.units
-        return _WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd))
+        used = "query" in self.bundle.config.channels
+        return _WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd), used)
 
     def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]
@@ -171,6 +173,7 @@ class _WithUnseenQueries:
 
     base: UnitTables
     unseen_Xd: Tensor
+    used: bool
 
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         return self.base.unit_items(rows)
@@ -178,7 +181,7 @@ class _WithUnseenQueries:
     def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
         first = len(self.base.query_unit)
         unit, present = self.base.unit_queries(torch.where(rows < first, rows, NONE))
-        unseen = rows >= first
+        unseen = (rows >= first) & self.used
         unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)
         return unit, present | unseen
 

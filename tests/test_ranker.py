@@ -9,7 +9,8 @@ from seminar.channels import encode_pairs, unit_tables
 from seminar.config import FinetuneConfig
 from seminar.esu import Similarity, sim_tiers
 from seminar.gsu import keep_top_k
-from seminar.ranker import CatalogueStats, Ranker, serving_ranker
+from seminar.heads import CatalogueStats
+from seminar.ranker import Ranker, serving_ranker
 from seminar.train.training import Optimisers, train_step
 from tests.worlds import batch_of, seeded, small_config, vector_tables
 

@@ -99,7 +99,8 @@ def test_packed_keys_of_a_user_are_kept_and_used(bundle: Bundle, history: Histor
     past, targets = long_history(history), some_targets(CTR, 5)
     store = open_shared(tmp_path / "keys", key_space(bundle), bundle.version, max_gib=0.1)
     assert open_shared(tmp_path / "keys", key_space(bundle), bundle.version) is store
-    scorer = TwoStageScorer(bundle, key_store=store)
+    # Codes of 16 centroids, which a gate of the target needs, are coarse: they re-score more.
+    scorer = TwoStageScorer(bundle, overfetch=16.0, key_store=store)
     expected = TwoStageScorer(bundle, "exact").score(past, targets).probability_T
     for _ in range(2):
         scored = scorer.score(replace(past, user_id="u"), targets)

@@ -11,7 +11,7 @@ from torch import Tensor
 from seminar.batching import Request
 from seminar.channels import UnitTables, encode_pairs
 from seminar.codes.codebook import CatalogueCodes, Codebooks
-from seminar.gsu import GatedPairs
+from seminar.gate import GatedPairs
 from seminar.ranker import Ranker
 from seminar.retrieval.base import Keys, Probe
 from seminar.retrieval.exact import ExactRetriever
