@@ -71,6 +71,9 @@ def build(store: Store, items: int) -> None:
         attribute_offsets=np.arange(items + 1) * 2,
         category_index=np.zeros(items, np.int32),
         train_count=np.minimum(draw.zipf(1.5, items) - 1, 10**6),
+        week_offsets=np.zeros(items + 1, np.int64),
+        week=np.empty(0, np.int32),
+        week_count=np.empty(0, np.int32),
     )
     pairs = store.publish(store.draft("pairs", {}, {}))
     draft = store.draft("vectors", {"pairs": pairs}, {"text_encoder": "none", "lineage": []})

@@ -1,10 +1,7 @@
 """What every benchmark shares: one row a claim, measured, with all that is needed to measure it again."""
 
 import json
-import os
-import platform
 import resource
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from seminar.errors import SeminarError
+from seminar.provenance import commit, machine
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -38,7 +36,7 @@ def publish(name: str, goals: Sequence[Goal]) -> Path:
     context = {
         "command": " ".join([Path(sys.executable).name, "-m", *_module(), *sys.argv[1:]]),
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
     }
     width = max(len(goal.goal) for goal in goals)
@@ -63,36 +61,11 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
 
 
-def machine() -> str:
-    """Processor, cores and accelerator, as figures name it."""
-    import torch
-
-    names = [line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")]
-    cpu = f"{names[0] if names else platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    return f"{cpu}, {torch.cuda.get_device_name()}" if torch.cuda.is_available() else cpu
-
-
 def peak_memory_mib() -> float:
     """Largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _cpuinfo() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.is_file() else []
-
-
 def _module() -> list[str]:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return [spec.name] if spec else [sys.argv[0]]
-
-
-def _commit() -> str:
-    """Short hash; a trailing + says that tracked files had changed."""
-    changed = _git("status", "--porcelain", "--untracked-files=no")
-    return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
-
-
-def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
-    return done.stdout.strip() or ("unknown" if done.returncode else "")

@@ -132,7 +132,7 @@ class RequestScorer:
     def __init__(self, ranker: Ranker, batch: Batch) -> None:
         self._ranker, self._batch = ranker, batch
         self._encoded: Encoded = ranker.encode(batch)
-        self._cross_BTF = ranker.cross(batch)
+        self._cross_BTF, self._pooled_BSd = ranker.cross(batch), ranker.pooled(batch, self._encoded)
         self.length = int(batch.length_B[0])
         self.truth_TL = ranker.relevance(self._encoded)[0]
         gated, history_L = self._encoded.gated, self._encoded.history_BL[0]
@@ -169,5 +169,5 @@ class RequestScorer:
         columns = {name: getattr(batch, name)[:, target_N] for name in ("item_BT", "query_BT", "label_BT", "task_BT")}
         chosen = replace(batch, **columns, target_count_B=torch.tensor([len(target_N)]))
         encoded = replace(self._encoded, target_BT=self._encoded.target_BT[:, target_N])
-        ranked = self._ranker.rank(chosen, encoded, kept_NK[None], self._cross_BTF[:, target_N])
+        ranked = self._ranker.rank(chosen, encoded, kept_NK[None], self._cross_BTF[:, target_N], self._pooled_BSd)
         return ranked.logit_BTS[0].gather(-1, chosen.task_BT[0][:, None]).squeeze(-1)

@@ -25,8 +25,17 @@ def render() -> str:
 def _table(section: type[BaseModel]) -> Iterator[str]:
     yield "| key | type | default | |"
     yield "|---|---|---|---|"
+    yield from _rows(section)
+
+
+def _rows(section: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in section.model_fields.items():
-        yield f"| `{name}` | {_type(field)} | `{field.get_default(call_default_factory=True)}` | {_text(field)} |"
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from _rows(inner, f"{prefix}{name}.")
+        else:
+            default = field.get_default(call_default_factory=True)
+            yield f"| `{prefix}{name}` | {_type(field)} | `{default}` | {_text(field)} |"
 
 
 def _type(field: FieldInfo) -> str:

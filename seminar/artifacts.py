@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict
 
 from seminar.errors import ArtifactError, VersionMismatch, explain
 
-FORMAT = 1
+FORMAT = 2
 """Raised whenever the layout of any artefact changes; a reader refuses other formats and says both numbers."""
 
 _MADE_BY = {
@@ -78,6 +78,18 @@ class Artifact:
 
     path: Path
     manifest: Manifest
+
+    @classmethod
+    def at(cls, path: Path) -> "Artifact":
+        """The artefact in a published folder; ArtifactError if another format wrote it."""
+        manifest = Manifest.model_validate_json((path / "manifest.json").read_text())
+        if manifest.format != FORMAT:
+            raise ArtifactError(
+                explain(
+                    f"{path}", got=f"format {manifest.format}", expected=f"format {FORMAT}", fix="rebuild it with this release"
+                )
+            )
+        return cls(path, manifest)
 
     @property
     def version(self) -> str:
@@ -193,14 +205,7 @@ class Store:
                     f"{kind} in {self.root}", got=f"version {version!r}", expected=f"one of: {known}", fix="check the version"
                 )
             )
-        manifest = Manifest.model_validate_json((path / "manifest.json").read_text())
-        if manifest.format != FORMAT:
-            raise ArtifactError(
-                explain(
-                    f"{path}", got=f"format {manifest.format}", expected=f"format {FORMAT}", fix="rebuild it with this release"
-                )
-            )
-        return Artifact(path, manifest)
+        return Artifact.at(path)
 
     def exists(self, kind: str, version: str) -> bool:
         return (self.root / kind / version / "manifest.json").is_file()

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from seminar.schema import NONE, PSR
+from seminar.schema import MS_PER_WEEK, NONE, PSR
 from seminar.sequences import Histories
 
 MS_PER_HOUR = 3_600_000
@@ -40,7 +40,7 @@ class Batch:
 
     item_BL, query_BL: catalogue rows, oldest first. hours_BL: hours from the behaviour to the request, float32 (>= 0).
     total_length_B: the history's whole length, of which the newest `length_B` are here.
-    item_BT, query_BT, label_BT, task_BT: targets.
+    item_BT, query_BT, label_BT, task_BT: targets. week_B: the week that the request falls in, time_ms // MS_PER_WEEK.
     """
 
     item_BL: Int[Tensor, "B L"]
@@ -54,6 +54,7 @@ class Batch:
     task_BT: Int[Tensor, "B T"]
     target_count_B: Int[Tensor, " B"]
     hour_of_week_B: Int[Tensor, " B"]
+    week_B: Int[Tensor, " B"]
 
     @property
     def mask_BL(self) -> Bool[Tensor, "B L"]:
@@ -90,6 +91,7 @@ def collate(histories: Histories, requests: Sequence[Request], max_history: int)
         task_BT=torch.from_numpy(_pad([r.task_T for r in requests], counts, PSR, np.int64)),
         target_count_B=torch.from_numpy(counts),
         hour_of_week_B=torch.from_numpy(hour_of_week(times)),
+        week_B=torch.from_numpy(times // MS_PER_WEEK),
     )
 
 

@@ -26,7 +26,7 @@ from seminar.ranker import Ranker, load_ranker, serving_ranker
 from seminar.schema import NONE
 
 _UNIT = ("item_unit", "item_present", "query_unit", "query_present")
-_STATS = ("category_index", "train_count", "category_mean", "train_total")
+_STATS = ("category_index", "train_count", "category_mean", "train_total", "week_key", "week_sum")
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Bundle:
             raise ArtifactError(
                 explain(f"bundle {path}", got="no manifest.json", expected="a published bundle", fix="check the path")
             )
-        artifact = Artifact(path, Manifest.model_validate_json((path / "manifest.json").read_text()))
+        artifact = Artifact.at(path)
         artifact.verify()
         codebooks, codes = load_codes(artifact.file("codebooks.safetensors"))
         stamp = Stamp(artifact.manifest.inputs["codebooks"].version, artifact.manifest.config["psu_fingerprint"])

@@ -6,6 +6,7 @@ what codes are stamped with. Scales, gate and G_j (`seminar/gate.py`) may change
 """
 
 import hashlib
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,11 @@ from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 from safetensors.numpy import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
 from seminar.artifacts import Artifact
 from seminar.config import ModelConfig
 from seminar.id_table import IdTable
+from seminar.rows import distinct, gather_rows, unit_rows
 from seminar.schema import ATTRIBUTES, CHANNELS, IMAGE, QUERY, TEXT
 
 
@@ -29,7 +30,8 @@ from seminar.schema import ATTRIBUTES, CHANNELS, IMAGE, QUERY, TEXT
 class VectorTables:
     """The `vectors` artefact in memory; *_row maps a catalogue row to a content row, -1 where the channel is missing.
 
-    attribute_hash[attribute_offsets[i]:attribute_offsets[i+1]] are the stable token hashes of item i.
+    attribute_hash[attribute_offsets[i]:attribute_offsets[i+1]] are the stable token hashes of item i; `week` and `week_count` lie
+    between week_offsets in the same way (CATALOGUE_ITEMS).
     """
 
     text: Float[ndarray, "Ut Dt"]
@@ -42,6 +44,9 @@ class VectorTables:
     attribute_offsets: Int[ndarray, " I1"]
     category_index: Int[ndarray, " I"]
     train_count: Int[ndarray, " I"]
+    week_offsets: Int[ndarray, " I1"]
+    week: Int[ndarray, " W"]
+    week_count: Int[ndarray, " W"]
 
     @classmethod
     def load(cls, vectors: Artifact | Path) -> "VectorTables":
@@ -64,11 +69,25 @@ def encoders_of(vectors: Artifact) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
+class Columns:
+    """Channels of N pairs, each distinct vector once: unit vectors of the M channels one after another, row_NM of which -1 is
+    missing. sizes: rows of each channel."""
+
+    unit_Ud: Float[Tensor, "U d"]
+    sizes: tuple[int, ...]
+    row_NM: Int[Tensor, "N M"]
+
+
+@dataclass(frozen=True)
 class Pairs:
-    """N query-item pairs in channel space: L2-normalised vectors (zero where missing) and which channels exist."""
+    """N query-item pairs in channel space: L2-normalised vectors (zero where missing) and which channels exist.
+
+    columns: the same with each distinct vector once, where it was just projected.
+    """
 
     unit_NMd: Float[Tensor, "N M d"]
     present_NM: Bool[Tensor, "N M"]
+    columns: Columns | None = None
 
 
 @runtime_checkable
@@ -91,13 +110,16 @@ def encode_pairs(source: ChannelSource, item_N: Int[Tensor, " N"], query_N: Int[
         unit_i, present_i = source.unit_items(item_N)
         unit_q, present_q = source.unit_queries(query_N)
         return Pairs(torch.cat([unit_q[:, None], unit_i], 1), torch.cat([present_q[:, None], present_i], 1))
-    items, item_inverse = torch.unique(item_N, return_inverse=True)
-    queries, query_inverse = torch.unique(query_N, return_inverse=True)
+    if isinstance(source, ChannelEncoder):
+        columns = source.columns(item_N, query_N)
+        return Pairs(gather_rows(columns.unit_Ud, columns.row_NM), columns.row_NM >= 0, columns)
+    items, item_row = distinct(item_N)
+    queries, query_row = distinct(query_N + 1)
     unit_i, present_i = source.unit_items(items)
-    unit_q, present_q = source.unit_queries(queries)
+    unit_q, present_q = source.unit_queries(queries - 1)
     return Pairs(
-        torch.cat([unit_q[query_inverse][:, None], unit_i[item_inverse]], dim=1),
-        torch.cat([present_q[query_inverse][:, None], present_i[item_inverse]], dim=1),
+        torch.cat([unit_q[query_row][:, None], unit_i[item_row]], dim=1),
+        torch.cat([present_q[query_row][:, None], present_i[item_row]], dim=1),
     )
 
 
@@ -151,17 +173,36 @@ class ChannelEncoder(nn.Module):
         for name, value in buffers.items():
             self.register_buffer(name, torch.from_numpy(np.ascontiguousarray(value)), persistent=False)
 
+    def columns(self, item_N: Int[Tensor, " N"], query_N: Int[Tensor, " N"]) -> Columns:
+        """All channels of N pairs, in CHANNELS order."""
+        items, item_row = distinct(item_N)
+        of_items = [(unit, torch.where(item_row >= 0, row[item_row], -1)) for unit, row in self._item_columns(items)]
+        units, rows = zip(self._query_column(query_N), *of_items, strict=True)
+        sizes = tuple(len(unit) for unit in units)
+        starts = torch.tensor([0, *itertools.accumulate(sizes)][:-1], device=item_N.device)
+        row_NM = torch.stack(rows, 1)
+        return Columns(torch.cat(units), sizes, torch.where(row_NM >= 0, row_NM + starts, -1))
+
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
         """Unit vectors of the text, image and attribute channels, and which exist."""
-        text = _content(self.text, self._if_used(TEXT, self.text_row[rows]), self.project_text)
-        image = _content(self.image, self._if_used(IMAGE, self.image_row[rows]), self.project_image)
-        parts = (text, image, self._attributes(rows))
+        parts = [_spread(*column) for column in self._item_columns(rows)]
         return torch.stack([unit for unit, _ in parts], 1), torch.stack([present for _, present in parts], 1)
 
     def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N d"], Bool[Tensor, " N"]]:
         """Unit vectors of the query channel; row -1 is missing."""
-        known = rows >= 0
-        content = torch.where(known, self.query_row[rows.clamp_min(0)].long(), -1) if len(self.query_row) else rows.clamp_max(-1)
+        return _spread(*self._query_column(rows))
+
+    def _item_columns(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+        return [
+            _content(self.text, self._if_used(TEXT, self.text_row[rows]), self.project_text),
+            _content(self.image, self._if_used(IMAGE, self.image_row[rows]), self.project_image),
+            self._attributes(rows),
+        ]
+
+    def _query_column(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        content = (
+            torch.where(rows >= 0, self.query_row[rows.clamp_min(0)].long(), -1) if len(self.query_row) else rows.clamp_max(-1)
+        )
         return _content(self.query, self._if_used(QUERY, content), self.project_query)
 
     def fingerprint(self) -> str:
@@ -177,14 +218,14 @@ class ChannelEncoder(nn.Module):
 
     def _attributes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         if CHANNELS[ATTRIBUTES] not in self.used:
-            return self.text.new_zeros(len(rows), self.project_attributes.shape[1], dtype=torch.float32), rows < 0
+            return self.text.new_zeros(0, self.project_attributes.shape[1], dtype=torch.float32), torch.full_like(rows, -1)
         shown = (rows < len(self.seen)) & self.seen[rows.clamp_max(len(self.seen) - 1)]
         if self.training and self.hide_ids:
             shown = shown & (torch.rand(rows.shape, device=rows.device) >= self.hide_ids)
         token_NA = self.token_IA[rows]
         present = shown | (token_NA >= 0).any(1)
-        summed = self.ids(torch.where(shown, rows, -1)) + self.tokens(token_NA).sum(1)
-        return _unit(summed @ self.project_attributes, present), present
+        summed = self.ids(torch.where(shown, rows, -1)) + self.tokens.bag(token_NA)
+        return unit_rows(summed @ self.project_attributes), torch.where(present, torch.arange(len(rows), device=rows.device), -1)
 
 
 @dataclass(frozen=True)
@@ -220,14 +261,13 @@ def _projection(rows: int, dim: int, generator: torch.Generator) -> Tensor:
 
 
 def _content(table: Tensor, row_N: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
-    """Project each distinct content row once; many items share one text or photograph."""
-    present = row_N >= 0
+    """Unit vectors of the distinct content rows, and which of them each is, -1 missing; many items share a text or photograph."""
     if not len(table):
-        return projection.new_zeros(len(row_N), projection.shape[1]), torch.zeros_like(present)
-    rows, inverse = torch.unique(row_N.clamp_min(0), return_inverse=True)
-    unit = functional.normalize(table[rows].float() @ projection, dim=-1)
-    return torch.where(present[:, None], unit[inverse], 0.0), present
+        return projection.new_zeros(0, projection.shape[1]), torch.full_like(row_N, -1, dtype=torch.int64)
+    content, row = distinct(row_N)
+    return unit_rows(table[content].float() @ projection), row
 
 
-def _unit(vector: Tensor, present: Tensor) -> Tensor:
-    return torch.where(present[:, None], functional.normalize(vector, dim=-1), 0.0)
+def _spread(unit: Tensor, row: Tensor) -> tuple[Tensor, Tensor]:
+    """A vector a pair, zero where missing, and which exist."""
+    return gather_rows(unit, row), row >= 0

@@ -131,7 +131,7 @@ def _submit(name: str, argv: Sequence[str]) -> int:
     return submit.run(submission)
 
 
-BENCHMARKS = ("gsu", "end_model", "codebooks", "train", "quality", "gpu_gsu")
+BENCHMARKS = ("gsu", "end_model", "codebooks", "train", "quality", "models", "gpu_gsu")
 
 
 def _bench(name: str, argv: Sequence[str]) -> int:
@@ -203,6 +203,11 @@ JOBS = {
     "finetune": Job("train the two-stage ranker for CTR and search", _run_job, ("finetune", *_TRAINING)),
     "fit-codebooks": Job("product quantisation of every channel, codes of the catalogue", _run_job, ("codebooks", "ray")),
     "evaluate": Job("ranking metrics beside the floors, report with plots", _run_job, ("evaluate", "ray")),
+    "compare": Job(
+        "every model of the field on one protocol: tuned, trained, tested, one report",
+        _run_job,
+        ("compare", "evaluate", "pretrain", "finetune", *_TRAINING),
+    ),
     "serve": Job("the scoring service on this machine", _serve, ("serve", "ray")),
     "refresh": Job("the nightly refresh: new data in, gates, publish, swap", _run_job, ("refresh", "data", "codebooks", "ray")),
     "submit": Job(

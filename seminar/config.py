@@ -109,6 +109,8 @@ class ModelConfig(_Section):
     """Channels in use; the others are missing for every pair. `attributes` holds the item ID."""
     cross_features: bool = True
     """Counts and recency of the target's item and category in the whole history, as features of the head."""
+    trend_features: bool = True
+    """The item's popularity as of the request, in the weeks before it, as features of the head."""
     learn_transform: bool = True
     """Learn one G_j a channel; false keeps the identity."""
     baseline: BaselineConfig = BaselineConfig()
@@ -125,6 +127,8 @@ class ModelConfig(_Section):
     """Behaviours the GSU keeps."""
     recent: int = Field(20, ge=0, le=1000)
     """Newest behaviours in the short recent-sequence branch."""
+    taste: int = Field(512, ge=0, le=100_000)
+    """Newest behaviours pooled into the user's general taste (SEMINAR only); 0 turns it off."""
     simtier: bool = True
     """SimTier histograms of target-behaviour similarity (MUSE)."""
     simtier_bins: int = Field(16, ge=2, le=256)
@@ -144,6 +148,10 @@ class ModelConfig(_Section):
             fits = [h for h in (1, 2, 4, 8, 16, 32) if self.dim % h == 0]
             raise ValueError(f"num_heads ({self.num_heads}) must divide dim ({self.dim}); try one of {fits}")
         return self
+
+
+PSU_SHAPES = ("dim", "num_heads", "id_dim", "num_token_rows", "gate", "channels")
+"""Settings of a model that its pretraining depends on."""
 
 
 class TrainConfig(_Section):
@@ -317,6 +325,51 @@ class RefreshConfig(_Section):
     """Ray dashboard URL that accepts the declarative Serve config, e.g. http://127.0.0.1:8265."""
 
 
+class CompareConfig(_Section):
+    """The grid of `seminar compare`: every model under every seed, after the same random search for each."""
+
+    models: tuple[Kind, ...] = ("seminar", "din", "sim_hard", "sim_soft", "eta", "sdim", "twin", "qin", "muse")
+    """The first is the one that all others are compared with."""
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
+    """Training seeds of the models; each has its own pretraining."""
+    pretrained: tuple[Kind, ...] = ("seminar", "muse")
+    """Models whose papers pretrain their channels; the others learn them from scratch."""
+    trials: int = Field(4, ge=0)
+    """Draws of the random search, the same ones for every model; the best on validation is trained again under every seed.
+    0 takes the settings as they are."""
+    trial_steps: int | None = Field(None, gt=0)
+    """Optimiser steps of a trial; none: those of a run."""
+    search: dict[str, list[Any]] = {
+        "finetune.learning_rate": [1e-3, 2e-3, 4e-3],
+        "finetune.sparse_learning_rate": [0.05, 0.1, 0.2],
+        "model.dropout": [0.0, 0.1],
+    }
+    """Setting to the values that a trial draws from."""
+    variants: dict[str, dict[str, Any]] = {}
+    """Name to settings that differ: an ablation of the first model or, with `model.kind`, another model changed."""
+    published: bool = False
+    """Also train each rival with the inputs of its paper: item ID and attributes, for QIN and MUSE content too, no counts of the
+    whole history and no trends. Named `<model> / as published`."""
+    variant_seeds: tuple[int, ...] | None = None
+    """Training seeds of the variants, a part of `seeds`; none: the first."""
+    lengths: tuple[int, ...] = ()
+    """Histories cut to each of these many newest behaviours, in training and evaluation, for `length_models`."""
+    length_models: tuple[Kind, ...] = ("seminar",)
+    cost_lengths: tuple[int, ...] = (200, 1000, 4000)
+    """History lengths at which the time of scoring 100 targets on one core is taken."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CompareConfig":
+        if not set(self.variant_seeds or ()) <= set(self.seeds):
+            raise ValueError(f"variant_seeds {self.variant_seeds} must be among seeds {self.seeds}: variants are paired by seed")
+        return self
+
+    @property
+    def paired_seeds(self) -> tuple[int, ...]:
+        """Training seeds of the variants."""
+        return self.variant_seeds or self.seeds[:1]
+
+
 class RayConfig(_Section):
     """How jobs use the cluster."""
 
@@ -343,6 +396,7 @@ class Settings(_Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     refresh: RefreshConfig = RefreshConfig()
+    compare: CompareConfig = CompareConfig()
     ray: RayConfig = RayConfig()
 
     @model_validator(mode="after")
@@ -378,31 +432,37 @@ def load_settings(path: Path | str | None = None, overrides: dict[str, Any] | No
             raise ConfigError(explain(f"config {path}", got=got, expected="TOML in UTF-8", fix="save it as UTF-8")) from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(explain(f"config {path}", got=str(error), expected="valid TOML", fix="mend that line")) from error
-    _merge(values, overrides or {})
+    return settings_of(merged(values, overrides or {}), f"config {path}" if path else "settings")
+
+
+def settings_of(values: dict[str, Any], source: str = "settings") -> Settings:
+    """Settings from nested values; ConfigError, naming `source`, for what is unknown, out of bounds or contradictory."""
     data = values.get("data")
     if isinstance(data, dict) and not {"source", "path"} & data.keys():
         # A section that only narrows the data (`--data.max_users 100`) narrows the default data.
         default = Settings.model_fields["data"].default
-        values["data"] = {"source": default.source, "query_setting": default.query_setting, **data}
+        values = values | {"data": {"source": default.source, "query_setting": default.query_setting, **data}}
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("; ".join(_sentence(path, e) for e in error.errors())) from error
+        raise ConfigError("; ".join(_sentence(source, e) for e in error.errors())) from error
 
 
-def _merge(base: dict[str, Any], extra: dict[str, Any]) -> None:
-    for key, value in extra.items():
-        if isinstance(value, dict) and isinstance(base.get(key), dict):
-            _merge(base[key], value)
-        else:
-            base[key] = value
+def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what differs in `extra`, section by section; a key may name its sections (`"finetune.steps"`)."""
+    result = dict(base)
+    for name, value in extra.items():
+        key, _, rest = name.partition(".")
+        value = {rest: value} if rest else value
+        inside = isinstance(value, dict) and (rest or isinstance(result.get(key), dict))
+        result[key] = merged(result.get(key, {}), value) if inside else value
+    return result
 
 
-def _sentence(path: Path | str | None, error: Any) -> str:
+def _sentence(source: str, error: Any) -> str:
     import difflib
 
     where = ".".join(str(part) for part in error["loc"])
-    source = f"config {path}" if path else "settings"
     if error["type"] == "extra_forbidden":
         known = _known_keys(error["loc"][:-1])
         near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)

@@ -113,14 +113,14 @@ class ESU(nn.Module):
 
     def forward(self, target: Float[Tensor, "B T d"], kept: Kept) -> Interest:
         """Attend over the kept behaviours; a target without any gets the learned null interest."""
-        attend = self._fused if _servable(target) else self._plain
+        attend = self._fused if _fusible(target, kept) else self._plain
         pooled, attention, tiers = attend(self.attention.fold(target), kept)
         nonempty = kept.row_BTK.amax(-1, keepdim=True) >= 0
         interest = torch.where(nonempty, self.attention.output(pooled), self.null)
         return Interest(interest, attention, tiers)
 
     def _plain(self, folded: Float[Tensor, "B T H d"], kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
-        """Pooled keys, attention and tiers by torch operations, with gradient, on any device."""
+        """Pooled keys, attention and tiers by torch operations, on any device."""
         table, row = kept.keys
         similarity = kept.similarity() if self._compares else None
         logits = gathered_dot(folded, table, row)
@@ -135,7 +135,7 @@ class ESU(nn.Module):
         return pooled, attention, tiers
 
     def _fused(self, folded: Float[Tensor, "B T H d"], kept: Kept) -> tuple[Tensor, Tensor, Tensor]:
-        """The same by one pass of the kernel."""
+        """The same by one pass of the kernel; its attention passes no gradient."""
         heads, unit, gate = self.attention.num_heads, kept.pairs.unit_NMd, kept.gate
         query = folded[:, :, None] if gate is None else torch.einsum("jde,bthe->btjhd", gate.transform_Mde, folded)
         sources = Sources(
@@ -143,7 +143,7 @@ class ESU(nn.Module):
             row_NK=kept.row_BTK.flatten(0, 1),
             hours_NK=kept.hours_BTK.flatten(0, 1),
             share_NKS=None if gate is None else gate.share_BTKM.flatten(0, 1),
-            content_Pmd=unit[:, TEXT:] if self._compares else None,
+            content_Pmd=unit.detach()[:, TEXT:] if self._compares else None,
             present_Pm=kept.pairs.present_NM[:, TEXT:] if self._compares else None,
             target_N=kept.target_BT.flatten(),
         )
@@ -193,7 +193,7 @@ def sim_tiers(similarity: Similarity, num_bins: int) -> Float[Tensor, "B T F"]:
     return counts.log1p()
 
 
-def _servable(target: Tensor) -> bool:
-    """The kernel keeps nothing for a gradient, and reads whole vectors of float32 in this machine's memory."""
+def _fusible(target: Tensor, kept: Kept) -> bool:
+    """The kernel reads whole vectors of float32 in this machine's memory, and has a gradient where keys are merged ahead."""
     on_cpu = target.device.type == "cpu" and target.dtype == torch.float32
-    return on_cpu and not torch.is_grad_enabled() and target.shape[-1] % WIDTH == 0
+    return on_cpu and target.shape[-1] % WIDTH == 0 and (kept.gate is None or not torch.is_grad_enabled())

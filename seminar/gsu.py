@@ -6,6 +6,9 @@ With all heads summed, everything on the target's side folds into one vector u =
 relevance = sum_j weight_j <u, unit_j A_j> with A_j = s_j G_j. Codes made of `unit` stay valid while all of these learn.
 """
 
+import math
+
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,7 +16,10 @@ from torch import Tensor
 from seminar.attention import TargetAttention
 from seminar.config import ModelConfig
 from seminar.gate import ChannelMerge, gate_softmax
+from seminar.gathered import in_threads
+from seminar.kernels.keep import newest_best
 from seminar.retrieval.base import Probe, newest_top_k
+from seminar.schema import NONE
 
 
 class GSU(ChannelMerge):
@@ -25,7 +31,9 @@ class GSU(ChannelMerge):
 
     def fold(self, target: Float[Tensor, "*N d"]) -> Float[Tensor, "*N d"]:
         """u of merged targets: relevance is <u, merged key>."""
-        return self.attention.fold(target).sum(-2)
+        # Heads are summed, so both projections act as d x d matrices on all heads at once.
+        of_target, of_key = (w.transpose(0, 1).flatten(1) for w in (self.attention.wq, self.attention.wk))
+        return (target @ of_target + self.attention.bq.flatten()) @ of_key.T / math.sqrt(self.attention.dim)
 
     def probe(self, target: Float[Tensor, "N d"], gate_logit: Float[Tensor, "N M"]) -> Probe:
         """What a retriever needs to score N targets (Retriever protocol)."""
@@ -44,5 +52,39 @@ def target_gate_weights(gate_logit: Float[Tensor, "B T M"], present: Bool[Tensor
 @torch.no_grad()
 def keep_top_k(relevance: Float[Tensor, "B T L"], mask: Bool[Tensor, "B L"], k: int) -> Int[Tensor, "B T K"]:
     """Positions of the K = min(k, L) most relevant behaviours, the newest of equals; -1 where there are fewer. PAD never wins."""
+    length = mask.sum(-1)
+    padded_on_the_right = torch.equal(mask, torch.arange(mask.shape[-1], device=mask.device) < length[:, None])
+    if relevance.device.type == "cpu" and relevance.dtype == torch.float32 and padded_on_the_right:
+        return _keep_newest_best(relevance, length, min(k, relevance.shape[-1]))
     kept = newest_top_k(relevance.masked_fill(~mask[:, None], -torch.inf), min(k, relevance.shape[-1]))
     return torch.where(mask[:, None].expand_as(relevance).gather(-1, kept), kept, -1)
+
+
+@torch.no_grad()
+def keep_nearest(
+    folded: Float[Tensor, "B T d"], key_Pd: Float[Tensor, "P d"], history: Int[Tensor, "B L"], length: Int[Tensor, " B"], k: int
+) -> Int[Tensor, "B T K"]:
+    """`keep_top_k` of <folded, key> for merged keys in rows `history`, of which length[b] are real; float32 on the CPU.
+
+    One request after another, so that its relevance stays in the second-level cache.
+    """
+    batch, targets, _ = folded.shape
+    kept = np.full((batch, targets, min(k, history.shape[1])), NONE)
+    for b, count in enumerate(length.tolist()):
+        if count > k:
+            _newest_best(folded[b] @ key_Pd[history[b, :count]].T, np.full(targets, count), kept[b])
+        else:
+            kept[b, :, :count] = np.arange(count)
+    return torch.from_numpy(kept)
+
+
+def _keep_newest_best(relevance: Float[Tensor, "B T L"], length: Int[Tensor, " B"], k: int) -> Int[Tensor, "B T K"]:
+    batch, targets, _ = relevance.shape
+    kept = np.full((batch * targets, k), NONE)
+    _newest_best(relevance.flatten(0, 1), length.repeat_interleave(targets).numpy(), kept)
+    return torch.from_numpy(kept).view(batch, targets, k)
+
+
+def _newest_best(relevance_NL: Tensor, length_N: np.ndarray, kept_NK: np.ndarray) -> None:
+    row = relevance_NL.contiguous().numpy()
+    in_threads(len(row), lambda n: newest_best(row[n], length_N[n], kept_NK[n]))

@@ -5,6 +5,7 @@ Models that are compared share this part, so a difference between them is one of
 """
 
 import itertools
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from seminar.config import ModelConfig
 from seminar.encoded import Encoded, pick
 from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, cross_features, item_features, user_features
 from seminar.schema import TASKS
+from seminar.trend import NUM_TREND, decayed_counts, trend_features
 
 HOURS_PER_WEEK = 168
 _HOUR_WIDTH = 8
@@ -26,12 +28,15 @@ _HOUR_WIDTH = 8
 
 @dataclass(frozen=True)
 class CatalogueStats:
-    """Per-item statistics the heads use: category row, training count, and the mean count of the item's category."""
+    """Per-item statistics the heads use: category row, training count, the mean count of the item's category, and its counts by
+    week as `trend.decayed_counts` lays them out."""
 
     category_index: Int[Tensor, " I"]
     train_count: Float[Tensor, " I"]
     category_mean: Float[Tensor, " I"]
     train_total: Float[Tensor, ""]
+    week_key: Int[Tensor, " E"]
+    week_sum: Float[Tensor, "E F"]
 
     @classmethod
     def of(cls, tables: VectorTables) -> "CatalogueStats":
@@ -41,7 +46,8 @@ class CatalogueStats:
         size = int(slots.max()) + 1 if len(slots) else 1
         total = torch.zeros(size).index_add_(0, slots, count)
         members = torch.zeros(size).index_add_(0, slots, torch.ones_like(count))
-        return cls(category, count, (total / members.clamp_min(1))[slots], count.sum())
+        weekly = decayed_counts(tables.week_offsets, tables.week, tables.week_count)
+        return cls(category, count, (total / members.clamp_min(1))[slots], count.sum(), *weekly)
 
 
 class Heads(nn.Module):
@@ -51,15 +57,18 @@ class Heads(nn.Module):
     train_count: Tensor
     category_mean: Tensor
     train_total: Tensor
+    week_key: Tensor
+    week_sum: Tensor
 
     def __init__(self, config: ModelConfig, stats: CatalogueStats, num_extra: int, generator: torch.Generator) -> None:
         """num_extra: features an interest unit adds to its interest vector."""
         super().__init__()
         self.num_recent = config.recent
-        self.crossed = config.cross_features
+        self.crossed, self.trended = config.cross_features, config.trend_features
         self.recent = TargetAttention(config.dim, config.num_heads, generator)
         self.hour = nn.Parameter(torch.randn(HOURS_PER_WEEK, _HOUR_WIDTH, generator=generator) * 0.02)
-        width = 5 * config.dim + num_extra + (NUM_CROSS if self.crossed else 0) + NUM_ITEM + NUM_USER + _HOUR_WIDTH
+        optional = (NUM_CROSS if self.crossed else 0) + (NUM_TREND if self.trended else 0)
+        width = 5 * config.dim + num_extra + optional + NUM_ITEM + NUM_USER + _HOUR_WIDTH
         self.head = _mlp((width, *config.hidden), config.dropout, generator)
         self.out = _linear(config.hidden[-1], len(TASKS), generator)
         for name, value in vars(stats).items():
@@ -86,6 +95,7 @@ class Heads(nn.Module):
             extra_BTF,
             cross_BTF,
             self._item_features(batch),
+            self._trend(batch),
             user[:, None].expand(-1, target.shape[1], -1),
         ]
         return self.out(self.head(torch.cat(features, -1)))
@@ -99,6 +109,12 @@ class Heads(nn.Module):
             batch.item_BL, category[batch.item_BL], batch.hours_BL, batch.mask_BL, batch.item_BT, category[batch.item_BT]
         )
 
+    def _trend(self, batch: Batch) -> Tensor:
+        """Popularity in the weeks before the request; width 0 where it is switched off."""
+        if not self.trended:
+            return batch.hours_BL.new_zeros(*batch.item_BT.shape, 0)
+        return trend_features(self.week_key, self.week_sum, batch.item_BT, batch.week_B)
+
     def _recent(self, batch: Batch, encoded: Encoded, target: Tensor) -> Tensor:
         """Short-term interest: target attention over the newest behaviours."""
         steps = torch.arange(self.num_recent, device=target.device)
@@ -106,9 +122,16 @@ class Heads(nn.Module):
         mask = position >= 0
         rows = pick(encoded.history_BL, position.clamp_min(0)[:, None])[:, 0]
         key = functional.embedding(rows, encoded.merged_Pd)
-        logits = torch.einsum("bthd,brd->bthr", self.recent.fold(target), key)
-        attention = masked_softmax(logits, mask[:, None, None])
-        return self.recent.output(torch.einsum("bthr,brd->bthd", attention, key))
+        # All targets of a request share these few keys, so keys are projected and targets are not folded.
+        unit, width = self.recent, target.shape[-1]
+        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (unit.wq, unit.wk, unit.wv))
+        query = target @ of_query + unit.bq.flatten()
+        query, k, v = (self._by_head(rows) for rows in (query / math.sqrt(width), key @ of_key, key @ of_value))
+        attention = masked_softmax(query @ k.transpose(-1, -2), mask[:, None, None])
+        return (attention @ v).transpose(1, 2).flatten(2) @ unit.wo
+
+    def _by_head(self, rows: Float[Tensor, "B N d"]) -> Float[Tensor, "B H N e"]:
+        return rows.unflatten(-1, (self.recent.num_heads, -1)).transpose(1, 2)
 
     def _item_features(self, batch: Batch) -> Tensor:
         count = self.train_count[batch.item_BT]

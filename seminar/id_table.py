@@ -11,7 +11,8 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional
+
+from seminar.rows import bag_sum
 
 
 class SparseTable(nn.Module, ABC):
@@ -23,6 +24,10 @@ class SparseTable(nn.Module, ABC):
     @abstractmethod
     def lookup(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Vectors of rows; row -1 is missing: a zero vector that passes no gradient."""
+
+    @abstractmethod
+    def bag(self, rows: Int[Tensor, "N W"]) -> Float[Tensor, "N D"]:
+        """Sum of the vectors of W rows; row -1 adds nothing. Raises IndexError for an unknown row."""
 
     @abstractmethod
     def sparse_parameters(self) -> list[nn.Parameter]:
@@ -45,12 +50,10 @@ class IdTable(SparseTable):
 
     def lookup(self, rows: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
         """Vectors of rows; row -1 is missing: a zero vector that passes no gradient. Raises IndexError for an unknown row."""
-        unique, inverse = torch.unique(rows, return_inverse=True)
-        known = unique[unique >= 0]
-        vectors = functional.embedding(known, self.weight, sparse=True)
-        with_missing = torch.cat([vectors.new_zeros(1, vectors.shape[1]), vectors])
-        # Sorted, so that a -1 comes first: its place becomes 0, the zero vector, and known rows start at 1 either way.
-        return functional.embedding(inverse + (1 - len(unique) + len(known)), with_missing)
+        return self.bag(rows.reshape(-1, 1)).view(*rows.shape, self.weight.shape[1])
+
+    def bag(self, rows: Int[Tensor, "N W"]) -> Float[Tensor, "N D"]:
+        return bag_sum(self.weight, rows)
 
     def sparse_parameters(self) -> list[nn.Parameter]:
         return [self.weight]

@@ -12,11 +12,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seminar.attention import TargetAttention, masked_softmax
+from seminar.attention import TargetAttention
 from seminar.batching import WindowBatch
 from seminar.channels import ChannelEncoder, Pairs, VectorTables, encode_pairs
 from seminar.config import ModelConfig, PretrainConfig
 from seminar.gate import ChannelGate
+from seminar.rows import distinct
+from seminar.sampled_softmax import sampled_softmax
 from seminar.schema import QUERY, TEXT
 
 
@@ -66,12 +68,22 @@ class PSU(nn.Module):
         seen_BL = visible_BLL.sum(-1)
         last_BLd = torch.gather(key_BLd, 1, (seen_BL - 1).clamp_min(0)[..., None].expand_as(key_BLd))
         query_BLd = self.eos + torch.where(seen_BL[..., None] > 0, last_BLd, 0.0)
-        u_BLHd = self.attention.fold(query_BLd)
-        logits_BHLL = torch.einsum("blhd,bkd->bhlk", u_BLHd, key_BLd)
-        attention_BHLL = masked_softmax(logits_BHLL, visible_BLL[:, None])
-        interest_BLd = self.attention.output(torch.einsum("bhlk,bkd->blhd", attention_BHLL, key_BLd))
+        interest_BLd = self._attend(query_BLd, key_BLd, visible_BLL)
         interest_BLd = torch.where(seen_BL[..., None] > 0, interest_BLd, self.null)
         return functional.normalize(interest_BLd + query_BLd, dim=-1)
+
+    def _attend(self, query_BLd: Tensor, key_BLd: Tensor, visible_BLL: Tensor) -> Float[Tensor, "B L d"]:
+        """`TargetAttention` where every key meets every query: keys are projected, queries are not folded."""
+        unit = self.attention
+        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (unit.wq, unit.wk, unit.wv))
+        query, key, value = (
+            rows.unflatten(-1, (unit.num_heads, -1)).transpose(1, 2)
+            for rows in (query_BLd @ of_query + unit.bq.flatten(), key_BLd @ of_key, key_BLd @ of_value)
+        )
+        # A first request sees nothing: it attends to everything, and the caller overwrites what comes of it.
+        mask = (visible_BLL | ~visible_BLL.any(-1, keepdim=True))[:, None]
+        pooled = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / math.sqrt(unit.dim))
+        return pooled.transpose(1, 2).flatten(2) @ unit.wo
 
     def _merge(self, pairs: Pairs) -> Float[Tensor, "P d"]:
         # Pretraining has no target whose gate could weigh behaviours, so gate mode `target` learns its own-pair form here.
@@ -84,10 +96,9 @@ class PSU(nn.Module):
         unit_P = functional.normalize(merged_P, dim=-1)
         scale = (-self.log_temperature["next"]).exp()
         candidates = torch.randperm(len(unit_P), device=unit_P.device)[: self.config.num_negatives]
-        negative = scale * predicted @ unit_P[candidates].T - log_q_P[candidates]
-        negative = negative.masked_fill(_in_same_request(batch, inverse_BL, len(unit_P))[:, candidates], -torch.inf)
+        excluded = _in_same_request(batch, inverse_BL, len(unit_P), candidates)
         positive = scale * (predicted * unit_P[inverse_BL[mask]]).sum(-1) - log_q_P[inverse_BL[mask]]
-        return (torch.logsumexp(torch.cat([positive[:, None], negative], 1), 1) - positive).mean()
+        return sampled_softmax(predicted, positive, unit_P[candidates], log_q_P[candidates], excluded, scale).mean()
 
     def _align(self, batch: WindowBatch, pairs: Pairs, inverse_BL: Tensor) -> Tensor:
         length = -(-batch.mask_BL.shape[1] // self.config.num_chunks)
@@ -118,15 +129,17 @@ def alignment_loss(
     """
     modalities = unit.shape[2]
     left, right = torch.triu_indices(modalities, modalities, 1, device=unit.device)
-    left, right = torch.cat([left, right]), torch.cat([right, left])
-    logits = scale * torch.einsum("nipd,njpd->npij", unit[:, :, left], unit[:, :, right])
+    of_modality = unit.transpose(1, 2)
+    logits = scale * (of_modality.index_select(1, left) @ of_modality.index_select(1, right).transpose(2, 3))
     rows = (present[..., left] & present[..., right]).permute(0, 2, 1)
-    same = item[:, :, None] == item[:, None, :]
+    distinct_items = item[:, :, None] != item[:, None, :]
     itself = torch.eye(item.shape[1], dtype=torch.bool, device=item.device)
-    negatives = rows[:, :, None, :] & ~same[:, None]
-    losses = torch.logsumexp(logits.masked_fill(~(negatives | itself), -torch.inf), -1) - logits.diagonal(dim1=-2, dim2=-1)
-    counted = rows & negatives.any(-1)
-    return torch.where(counted, losses, 0.0).sum() / counted.sum().clamp_min(1)
+    # What competes is symmetric, so one masked matrix serves both directions: its rows and its columns.
+    negatives = rows[:, :, None, :] & rows[:, :, :, None] & distinct_items[:, None]
+    logits = logits.masked_fill(~(negatives | itself), -torch.inf)
+    losses = torch.logsumexp(logits, -1) + torch.logsumexp(logits, -2) - 2 * logits.diagonal(dim1=-2, dim2=-1)
+    counted = negatives.any(-1)
+    return torch.where(counted, losses, 0.0).sum() / (2 * counted.sum()).clamp_min(1)
 
 
 def relevance_loss(
@@ -154,19 +167,19 @@ def relevance_loss(
 def unique_pairs(item: Int[Tensor, "*N"], query: Int[Tensor, "*N"]) -> tuple[tuple[Tensor, Tensor], Int[Tensor, "*N"]]:
     """Distinct (item, query) pairs and, for each element, which one it is."""
     width = int(query.max()) + 2 if query.numel() else 2
-    code, inverse = torch.unique(item * width + query + 1, return_inverse=True)
+    code, inverse = distinct(item * width + query + 1)
     return (code // width, code % width - 1), inverse
 
 
-def _in_same_request(batch: WindowBatch, inverse_BL: Tensor, num_pairs: int) -> Bool[Tensor, "N P"]:
-    """Which pairs belong to the request that each valid position belongs to: they are positives, never negatives."""
+def _in_same_request(batch: WindowBatch, inverse_BL: Tensor, num_pairs: int, candidates: Tensor) -> Bool[Tensor, "N C"]:
+    """Which candidates belong to the request that each valid position belongs to: they are positives, never negatives."""
     mask = batch.mask_BL
     window = torch.arange(len(mask), device=mask.device)[:, None].expand_as(mask)
     code = window * (int(batch.request_BL.max()) + 1) + batch.request_BL
-    _, request = torch.unique(code[mask], return_inverse=True)
-    member = torch.zeros(int(request.max()) + 1, num_pairs, dtype=torch.bool, device=mask.device)
+    requests, request = distinct(code[mask])
+    member = torch.zeros(len(requests), num_pairs, dtype=torch.bool, device=mask.device)
     member[request, inverse_BL[mask]] = True
-    return member[request]
+    return member[:, candidates][request]
 
 
 def _content_only(pairs: Pairs) -> Bool[Tensor, "N M"]:

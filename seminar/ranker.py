@@ -4,7 +4,9 @@ The stages are separate methods, so training, offline evaluation and both servin
 `encode` and `relevance` are the GSU's half, `rank` the ESU's half, and `forward` is all of it on a Batch.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,13 +18,18 @@ from seminar.artifacts import Artifact
 from seminar.batching import Batch
 from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encoders_of
 from seminar.config import ModelConfig
+from seminar.distillation import distilled
 from seminar.encoded import Encoded, encode, pick
 from seminar.errors import VersionMismatch, explain
 from seminar.esu import ESU, Interest, Kept, TargetGate
-from seminar.gathered import gathered_dot
-from seminar.gsu import GSU, keep_top_k, target_gate_weights
+from seminar.gate import GatedPairs
+from seminar.gathered import gathered_dot, gathered_sum
+from seminar.gsu import GSU, keep_nearest, keep_top_k, target_gate_weights
 from seminar.heads import CatalogueStats, Heads, own_task, task_losses
 from seminar.schema import NONE, NUM_CHANNELS
+from seminar.taste import Taste
+
+M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -43,15 +50,16 @@ class Ranker(nn.Module):
         self.channels = channels
         self.gsu = GSU(config, generator)
         self.esu = ESU(config, generator)
-        self.heads = Heads(config, stats, self.esu.num_features, generator)
+        self.taste = Taste(config)
+        self.heads = Heads(config, stats, self.esu.num_features + self.taste.num_features, generator)
         self.distillation = 0.0
         if config.freeze_psu and isinstance(channels, nn.Module):
             channels.requires_grad_(False)
 
     @classmethod
-    def build(cls, config: ModelConfig, tables: VectorTables, generator: torch.Generator) -> "Ranker":
-        """A fresh ranker over a vectors artefact."""
-        return cls(config, ChannelEncoder(tables, config, generator), CatalogueStats.of(tables), generator)
+    def build(cls, config: ModelConfig, tables: VectorTables, generator: torch.Generator, num_ids: int | None = None) -> "Ranker":
+        """A fresh ranker over a vectors artefact; num_ids as in ChannelEncoder."""
+        return cls(config, ChannelEncoder(tables, config, generator, num_ids), CatalogueStats.of(tables), generator)
 
     def load_psu(self, state: dict[str, Tensor]) -> None:
         """Restore a PSU's channel encoder and gate as initialisation."""
@@ -62,9 +70,7 @@ class Ranker(nn.Module):
     def forward(self, batch: Batch) -> Ranked:
         """Both stages on a batch, exact GSU."""
         encoded = self.encode(batch)
-        with torch.no_grad():
-            kept = keep_top_k(self.relevance(encoded), batch.mask_BL, self.config.top_k)
-        return self.rank(batch, encoded, kept, self.cross(batch))
+        return self.rank(batch, encoded, self._keep(batch, encoded), self.cross(batch), self.pooled(batch, encoded))
 
     def score(self, batch: Batch) -> Float[Tensor, "B T"]:
         """Logit of each target under its own task; padding targets are -inf."""
@@ -75,7 +81,7 @@ class Ranker(nn.Module):
         """Cross-entropy of the targets under their tasks, and the GSU's distillation from the ESU."""
         ranked = self.forward(batch)
         losses = task_losses(ranked.logit_BTS, batch)
-        distillation = distillation_loss(ranked.interest, self.kept_relevance(ranked.kept), batch.mask_BT)
+        distillation = self._distillation(ranked, batch.mask_BT)
         total = sum(losses.values()) + self.distillation * distillation
         return {"total": total, **losses, "distillation": distillation}
 
@@ -92,16 +98,48 @@ class Ranker(nn.Module):
         per_channel = torch.einsum("btmd,blmd->btlm", vector, encoded.gated.pairs.unit_NMd[encoded.history_BL])
         return (per_channel * self._target_weights(encoded)).sum(-1)
 
+    def _distillation(self, ranked: Ranked, mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
+        kept = ranked.kept
+        if kept.gate is not None or kept.merged_Pd.device.type != "cpu" or kept.merged_Pd.dtype != torch.float32:
+            return distillation_loss(ranked.interest, self.kept_relevance(kept), mask_BT)
+        folded = self.gsu.fold(functional.embedding(kept.target_BT, kept.merged_Pd.detach()))
+        return distilled(folded, kept.merged_Pd, kept.row_BTK, ranked.interest.attention_BTHK.mean(2), mask_BT)
+
+    @torch.no_grad()
+    def _keep(self, batch: Batch, encoded: Encoded) -> Int[Tensor, "B T K"]:
+        """Positions that the GSU keeps."""
+        key = encoded.merged_Pd
+        if self.config.gate == "target" or key.device.type != "cpu" or key.dtype != torch.float32:
+            return keep_top_k(self.relevance(encoded), batch.mask_BL, self.config.top_k)
+        return keep_nearest(self.gsu.fold(encoded.target_BTd), key, encoded.history_BL, batch.length_B, self.config.top_k)
+
     def cross(self, batch: Batch) -> Float[Tensor, "B T F"]:
         """User-x-item features over the whole visible history."""
         return self.heads.cross(batch)
 
-    def rank(self, batch: Batch, encoded: Encoded, kept_BTK: Int[Tensor, "B T K"], cross_BTF: Float[Tensor, "B T F"]) -> Ranked:
-        """ESU and heads, given what the GSU kept (positions in this batch's history, -1 padding)."""
-        kept = self._gather(batch, encoded, kept_BTK)
-        interest = self.esu(encoded.target_BTd, kept)
-        logit_BTS = self.heads(batch, encoded, interest.interest_BTd, interest.tiers_BTF, cross_BTF)
-        return Ranked(logit_BTS, interest, kept)
+    def pooled(self, batch: Batch, encoded: Encoded) -> Float[Tensor, "B S d"]:
+        """The whole history's pools for `Taste`."""
+        weight_BSL = self.taste.weights(batch.hours_BL, batch.mask_BL)
+        return gathered_sum(weight_BSL[:, None], encoded.merged_Pd, encoded.history_BL[:, None])[:, 0]
+
+    def pooled_of_pairs(self, gated: GatedPairs, weight_SN: Float[Tensor, "S N"]) -> Float[Tensor, "S d"]:
+        """The same of N behaviours of one user, summed a channel before the channels merge: no key is made."""
+        by_channel = torch.einsum("sn,nm,nmd->smd", weight_SN, gated.weight_NM, gated.pairs.unit_NMd)
+        return torch.einsum("smd,mde->se", by_channel, self.gsu.key_transform)
+
+    def rank(
+        self,
+        batch: Batch,
+        encoded: Encoded,
+        kept_BTK: Int[Tensor, "B T K"],
+        cross_BTF: Float[Tensor, "B T F"],
+        pooled_BSd: Float[Tensor, "B S d"],
+    ) -> Ranked:
+        """ESU and heads, given what the GSU kept (positions in this batch's history, -1 padding) and what it made of the rest."""
+        kept, target = self._gather(batch, encoded, kept_BTK), encoded.target_BTd
+        interest = self.esu(target, kept)
+        extra = torch.cat([interest.tiers_BTF, self.taste(pooled_BSd, target)], -1)
+        return Ranked(self.heads(batch, encoded, interest.interest_BTd, extra, cross_BTF), interest, kept)
 
     def kept_relevance(self, kept: Kept) -> Float[Tensor, "B T K"]:
         """GSU relevance of the kept behaviours, -inf for padding. Targets and keys are detached: Wq, Wk and bq alone learn."""
@@ -164,16 +202,24 @@ def distillation_loss(
 def load_ranker(model: Artifact, vectors: Artifact) -> Ranker:
     """The trained ranker of a `model` artefact, over the vectors it was trained with or those of a catalogue that continues it.
 
-    Items appended since have no ID embedding and live by their content. VersionMismatch for any other vectors.
+    Items appended since have no ID embedding and live by their content. VersionMismatch for any other vectors, and for a model
+    of another kind: only SEMINAR's is searched by codes and served.
     """
+    kind = ModelConfig.model_validate(model.manifest.config["model"]).kind
+    if kind != "seminar":
+        fix = "train it with model.kind = seminar, or run `seminar versions use model VERSION`"
+        raise VersionMismatch(explain(f"model {model.version}", got=f"kind {kind!r}", expected="kind 'seminar'", fix=fix))
+    return restored(model, vectors, Ranker.build)
+
+
+def restored(model: Artifact, vectors: Artifact, build: Callable[..., M]) -> M:
+    """What `build(config, tables, generator, num_ids)` makes, with the weights of a `model` artefact."""
     _check_vectors(model, vectors)
     state = load_file(model.file("model.safetensors"))
     config = ModelConfig.model_validate(model.manifest.config["model"])
-    tables, generator = VectorTables.load(vectors), torch.Generator()
-    encoder = ChannelEncoder(tables, config, generator, num_ids=len(state["channels.seen"]))
-    ranker = Ranker(config, encoder, CatalogueStats.of(tables), generator)
-    ranker.load_state_dict(state)
-    return ranker.eval()
+    unit = build(config, VectorTables.load(vectors), torch.Generator(), len(state["channels.seen"]))
+    unit.load_state_dict(state)
+    return unit.eval()
 
 
 def _check_vectors(model: Artifact, vectors: Artifact) -> None:

@@ -21,6 +21,9 @@ CTR, PSR = range(len(TASKS))
 NONE = -1
 """Index that stands for "no query", "no vector" or padding."""
 
+MS_PER_WEEK = 7 * 24 * 3_600_000
+"""Weeks are counted from the Unix epoch, a Thursday: week = time_ms // MS_PER_WEEK."""
+
 _ids = pa.list_(pa.int32())
 
 EVENTS = pa.schema(
@@ -74,9 +77,12 @@ CATALOGUE_ITEMS = pa.schema(
         pa.field("has_metadata", pa.bool_(), nullable=False),
         pa.field("category_index", pa.int32(), nullable=False),
         pa.field("train_count", pa.int64(), nullable=False),
+        pa.field("week", _ids, nullable=False),
+        pa.field("week_count", _ids, nullable=False),
     ]
 )
-"""Row number = item index. category_index: -1 without a category. train_count: behaviours before every user's train_end."""
+"""Row number = item index. category_index: -1 without a category. train_count: behaviours before every user's train_end;
+week_count: the same by week, for the weeks that have any, ascending in `week`."""
 
 CATALOGUE_QUERIES = pa.schema([*QUERIES, pa.field("train_count", pa.int64(), nullable=False)])
 

@@ -23,7 +23,7 @@ from seminar.history_search import HistorySearch
 from seminar.ranker import Ranked
 from seminar.retrieval.key_store import KeyStore
 from seminar.retrieval.regime import Choice, Method
-from seminar.schema import NONE
+from seminar.schema import MS_PER_WEEK, NONE
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Retrieved:
     """GSU output, all the second stage needs: U behaviours (kept by any target, the newest, the oldest) and where they stood.
 
     position_U: positions in the history, increasing. kept_TK: rows of U kept for each target, increasing, -1 padding at the end.
-    cross_TF: user-x-item features over the whole history. choice: how the K were found.
+    cross_TF: user-x-item features over the whole history. pooled_Sd: its general taste. choice: how the K were found.
     """
 
     item_U: Int[ndarray, " U"]
@@ -62,6 +62,7 @@ class Retrieved:
     kept_TK: Int[ndarray, "T K"]
     relevance_TK: Float[ndarray, "T K"]
     cross_TF: Float[ndarray, "T F"]
+    pooled_Sd: Float[ndarray, "S d"]
     total_length: int
     choice: Choice
 
@@ -126,6 +127,7 @@ class TwoStageScorer:
             kept_TK=rows,
             relevance_TK=relevance,
             cross_TF=ranker.cross(batch)[0].numpy(),
+            pooled_Sd=self._pooled(batch).numpy(),
             total_length=length,
             choice=choice,
         )
@@ -138,7 +140,8 @@ class TwoStageScorer:
         batch = _batch(kept, targets, retrieved.total_length, retrieved.time_ms_U)
         encoded = ranker.encode(batch, self._source(targets))
         kept_BTK = torch.from_numpy(retrieved.kept_TK)[None]
-        ranked = ranker.rank(batch, encoded, kept_BTK, torch.from_numpy(retrieved.cross_TF)[None])
+        cross_BTF, pooled_BSd = (torch.from_numpy(part)[None] for part in (retrieved.cross_TF, retrieved.pooled_Sd))
+        ranked = ranker.rank(batch, encoded, kept_BTK, cross_BTF, pooled_BSd)
         probability = torch.sigmoid(ranked.logit_BTS[0, :, targets.task]).numpy()
         return Scored(probability, retrieved.choice, self._explain(encoded, ranked, retrieved) if explain else None)
 
@@ -152,6 +155,14 @@ class TwoStageScorer:
             self._text_encoder = open_text_encoder(self.bundle.text_encoder)
         vectors = torch.from_numpy(self._text_encoder.encode(list(texts))).float() @ self.bundle.project_query
         return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+    def _pooled(self, batch: Batch) -> Tensor:
+        """The user's general taste, from the newest behaviours alone."""
+        ranker = self.bundle.ranker
+        weight_SL = ranker.taste.weights(batch.hours_BL, batch.mask_BL)[0]
+        counted = slice(max(0, weight_SL.shape[1] - ranker.taste.newest), None)
+        pairs = encode_pairs(self.bundle.units, batch.item_BL[0, counted], batch.query_BL[0, counted])
+        return ranker.pooled_of_pairs(ranker.gsu.gated(pairs), weight_SL[:, counted])
 
     def _source(self, targets: Targets) -> ChannelSource:
         if targets.unseen_Xd is None:
@@ -207,4 +218,5 @@ def _batch(history: ScoringHistory, targets: Targets, total_length: int, time_ms
         task_BT=torch.full((1, len(targets.item_T)), targets.task),
         target_count_B=torch.tensor([len(targets.item_T)]),
         hour_of_week_B=torch.from_numpy(hour_of_week(np.array([targets.time_ms]))),
+        week_B=torch.tensor([targets.time_ms // MS_PER_WEEK]),
     )

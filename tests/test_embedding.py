@@ -51,6 +51,8 @@ def catalogue(texts: list[str | None], images: list[str | None] | None = None) -
             "has_metadata": True,
             "category_index": [0, 1, -1][row % 3],
             "train_count": row,
+            "week": [2400, 2600 + row] if row > 1 else [2600] * row,
+            "week_count": [row - 1, 1] if row > 1 else [1] * row,
         }
         for row, value in enumerate(texts)
     ]

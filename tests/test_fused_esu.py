@@ -4,6 +4,7 @@ import itertools
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numba
@@ -157,12 +158,66 @@ def test_threads_change_no_bit_and_other_targets_nothing(monkeypatch: pytest.Mon
     torch.testing.assert_close(answers[0].attention_BTHK[:, 40:41], answers[2].attention_BTHK)
 
 
-def test_with_gradient_or_an_odd_width_or_in_double_torch_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+def gradients(config: ModelConfig, kept: Kept) -> dict[str, torch.Tensor]:
+    """Of targets, merged keys and the ESU's parameters, for one random gradient of the interest."""
+    double = kept.merged_Pd.dtype == torch.float64
+    esu = unit_of(config).double() if double else unit_of(config)
+    target = unit_vectors(*kept.target_BT.shape, config.dim, generator=seeded(3)).to(kept.merged_Pd.dtype).requires_grad_()
+    merged = kept.merged_Pd.clone().requires_grad_()
+    interest = esu(target, replace(kept, merged_Pd=merged)).interest_BTd
+    (interest * torch.randn(interest.shape, generator=seeded(5)).to(interest.dtype)).sum().backward()
+    parameters = {name: p.grad for name, p in esu.named_parameters() if p.grad is not None}
+    return {"target": target.grad, "merged": merged.grad, **parameters}
+
+
+def check_gradients(monkeypatch: pytest.MonkeyPatch, config: ModelConfig, kept: Kept) -> None:
+    calls, fused = [], esu_module.fused
+    monkeypatch.setattr(esu_module, "fused", lambda *arguments: calls.append(1) or fused(*arguments))
+    got = gradients(config, kept)
+    assert len(calls) == 1
+    expected = gradients(config, in_double(kept))
+    assert len(calls) == 1
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max()) + 1e-12
+        torch.testing.assert_close(got[name].double() / scale, gradient / scale, rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(("semantic", "simtier", "ages"), SWITCHES)
+def test_gradients_equal_those_of_the_torch_form(
+    monkeypatch: pytest.MonkeyPatch, semantic: bool, simtier: bool, ages: bool
+) -> None:
+    config = small_config(semantic_attention=semantic, simtier=simtier, time_buckets=16 * ages)
+    check_gradients(monkeypatch, config, kept_of(config))
+
+
+@pytest.mark.parametrize(("dim", "heads"), [(16, 1), (48, 6), (64, 4), (96, 8), (144, 3)])
+@pytest.mark.parametrize("kept", [1, 4, 7, 33])
+def test_gradients_equal_those_of_the_torch_form_at_any_width(
+    monkeypatch: pytest.MonkeyPatch, dim: int, heads: int, kept: int
+) -> None:
+    config = small_config(dim=dim, num_heads=heads, simtier_bins=5)
+    check_gradients(monkeypatch, config, kept_of(config, kept=kept, targets=3))
+
+
+def test_gradients_of_several_threads_differ_in_the_last_bits_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small_config()
+    kept, found = kept_of(config, targets=150, batch=1), []
+    for threads in (1, 2, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(gradients(config, kept))
+    for name, gradient in found[0].items():
+        torch.testing.assert_close(found[1][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+        assert torch.equal(found[1][name], found[2][name])
+
+
+def test_a_targets_gate_with_gradient_or_an_odd_width_or_double_is_answered_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(esu_module, "fused", None)
     config = small_config()
     kept, target = kept_of(config), torch.randn(2, 5, config.dim)
-    assert unit_of(config)(target, kept).interest_BTd.requires_grad
+    assert unit_of(config)(target, kept_of(config, gate=True)).interest_BTd.requires_grad
     odd = small_config(dim=24)
+    assert unit_of(odd)(torch.randn(2, 5, 24), kept_of(odd)).interest_BTd.requires_grad
     with torch.no_grad():
         assert unit_of(config).double()(target.double(), in_double(kept)).interest_BTd.isfinite().all()
         assert unit_of(odd)(torch.randn(2, 5, 24), kept_of(odd)).interest_BTd.isfinite().all()

@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seminar.config import PrepareConfig
-from seminar.data.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts
+from seminar.data.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts, with_weekly_counts
 from seminar.data.pairs import build_shard
+from seminar.data.weekly import COUNTS
 from seminar.errors import DataError
-from seminar.schema import CATALOGUE_ITEMS, EVENTS, ITEMS, ORIGINS, PAIRS, QUERIES, USERS
+from seminar.schema import CATALOGUE_ITEMS, EVENTS, ITEMS, MS_PER_WEEK, ORIGINS, PAIRS, QUERIES, USERS
 from seminar.sequences import read_histories
 
 ITEM_IDS = pa.array([f"i{n}" for n in range(10)])
@@ -135,9 +136,8 @@ def test_shard_equals_plain_loops(config, seed, size):
         assert got["request"] == requests
         assert (got["history_length"], got["train_end"], got["val_end"]) == (len(behaviours), train_end, val_end)
         assert list(zip(got["exposed_request"], got["exposed_item"], strict=True)) == [(n, r["item_id"]) for n, r in exposures]
-        train.update(row["item_id"] for row in behaviours[:train_end])
-    counts = zip(built.item_counts["row"].to_pylist(), built.item_counts["count"].to_pylist(), strict=True)
-    assert {f"i{row}": count for row, count in counts} == train
+        train.update((row["item_id"], row["time_ms"] // MS_PER_WEEK) for row in behaviours[:train_end])
+    assert {(f"i{r['row']}", r["week"]): r["count"] for r in built.item_counts.to_pylist()} == train
 
 
 def test_chunks_cut_histories_without_losing_order_or_exposures():
@@ -295,8 +295,19 @@ def test_query_texts_survive_a_continuation_without_them():
 
 
 def test_train_counts_add_up_over_shards():
-    catalogue = item_catalogue(ITEMS.empty_table(), column("a", "b"))
+    catalogue = query_catalogue(QUERIES.empty_table(), column("a", "b"))
     counts = [
         pa.table({"row": pa.array(r, pa.int32()), "count": pa.array(c, pa.int64())}) for r, c in (([1], [2]), ([0, 1], [5, 1]))
     ]
     assert with_train_counts(catalogue, counts)["train_count"].to_pylist() == [5, 3]
+
+
+def test_weekly_counts_add_up_over_shards():
+    catalogue = item_catalogue(ITEMS.empty_table(), column("a", "b", "c"))
+    shards = [([2, 2], [7, 9], [1, 2]), ([], [], []), ([0, 2, 2], [9, 8, 9], [4, 1, 5])]
+    got = with_weekly_counts(catalogue, [pa.table(list(columns), schema=COUNTS) for columns in shards])
+    assert got.schema == CATALOGUE_ITEMS
+    assert got["week"].to_pylist() == [[9], [], [7, 8, 9]]
+    assert got["week_count"].to_pylist() == [[4], [], [1, 1, 7]]
+    assert got["train_count"].to_pylist() == [4, 0, 9]
+    assert extend_catalogue(got, catalogue).equals(catalogue), "counts restart"

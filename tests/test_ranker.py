@@ -78,7 +78,7 @@ def test_probe_and_contributions_add_up_to_the_relevance(gate: str) -> None:
         relevance = unit.relevance(encoded)
         kept = keep_top_k(relevance, batch.mask_BL, 5)
         parts = unit.contributions(encoded, kept).sum(-1)
-        again = unit.kept_relevance(unit.rank(batch, encoded, kept, unit.cross(batch)).kept)
+        again = unit.kept_relevance(unit.rank(batch, encoded, kept, unit.cross(batch), unit.pooled(batch, encoded)).kept)
     expected = torch.where(kept >= 0, relevance.gather(2, kept.clamp_min(0)), 0.0)
     torch.testing.assert_close(parts, expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(torch.where(kept >= 0, again, 0.0), expected, rtol=1e-4, atol=1e-5)
@@ -160,6 +160,36 @@ def test_items_without_any_channel_never_give_nan() -> None:
     assert all(torch.isfinite(p.grad.to_dense()).all() for p in unit.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize("gate", ["constant", "behaviour"])
+def test_taste_pools_the_newest_behaviours_however_it_is_summed(gate: str) -> None:
+    unit, batch = ranker(gate, taste=7), batch_of([20], vector_tables())
+    with torch.no_grad():
+        encoded = unit.encode(batch)
+        pooled = unit.pooled(batch, encoded)
+        weight = unit.taste.weights(batch.hours_BL, batch.mask_BL)
+        pairs = encode_pairs(unit.channels, batch.item_BL[0, -7:], batch.query_BL[0, -7:])
+        apart = unit.pooled_of_pairs(unit.gsu.gated(pairs), weight[0, :, -7:])
+        key = encoded.merged_Pd[encoded.history_BL[0]].double()
+    assert not weight[0, :, :-7].any()
+    decayed = torch.exp(-batch.hours_BL[0, -7:].double() / 1344)
+    expected = torch.stack([key[-7:].mean(0), (decayed[:, None] * key[-7:]).sum(0) / decayed.sum()])
+    torch.testing.assert_close(pooled[0].double(), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(apart, pooled[0], rtol=1e-5, atol=1e-6)
+
+
+def test_taste_knows_what_the_kept_behaviours_do_not() -> None:
+    """Of two users alike in what resembles the target, the pools still tell them apart; without taste nothing does."""
+    for taste, differs in ((7, True), (0, False)):
+        unit, batch = ranker(taste=taste, top_k=2, recent=0, cross_features=False), batch_of([12], vector_tables())
+        with torch.no_grad():
+            encoded = unit.encode(batch)
+            kept = keep_top_k(unit.relevance(encoded), batch.mask_BL, 2)
+            pooled = unit.pooled(batch, encoded)
+            cross = unit.cross(batch)
+            one, other = (unit.rank(batch, encoded, kept, cross, pools).logit_BTS for pools in (pooled, 1 + 2 * pooled))
+        assert bool((one != other).any()) is differs
+
+
 def test_unseen_items_have_no_id_and_known_items_do() -> None:
     unit = ranker()
     before = unit.channels.unit_items(torch.tensor([38, 1]))[0].detach()
@@ -208,7 +238,7 @@ def test_padding_targets_and_behaviours_change_no_loss() -> None:
 def test_a_hundred_candidates_cost_no_more_calls_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """The history is encoded once a request and targets are scored together: the number of calls must not grow with them."""
     unit, calls = ranker(), {"encode": 0, "fold": 0}
-    for owner, name in ((unit.channels, "unit_items"), (unit.gsu.attention, "fold"), (unit.esu.attention, "fold")):
+    for owner, name in ((unit.channels, "columns"), (unit.gsu, "fold"), (unit.esu.attention, "fold")):
         plain = getattr(owner, name)
 
         def counted(*args: torch.Tensor, plain=plain, name=name) -> object:

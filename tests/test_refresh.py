@@ -621,7 +621,7 @@ def retrieved(relevance: list[list[float]], length: int) -> Retrieved:
     none, relevance_TK = np.empty(0, np.int64), np.array(relevance, np.float32)
     kept = np.zeros(relevance_TK.shape, np.int64)
     cross, choice = np.zeros((len(relevance), 1), np.float32), Choice("exact", 1.0, "set")
-    return Retrieved(none, none, none, none, kept, relevance_TK, cross, length, choice)
+    return Retrieved(none, none, none, none, kept, relevance_TK, cross, np.zeros((0, 1), np.float32), length, choice)
 
 
 def test_found_share_counts_equals_and_short_histories() -> None:

@@ -22,8 +22,10 @@ from safetensors.torch import load_file
 from seminar.artifacts import Artifact, Store
 from seminar.batching import WindowBatch
 from seminar.channels import VectorTables
-from seminar.config import FinetuneConfig, ModelConfig, PretrainConfig, RayConfig, Settings
+from seminar.config import PSU_SHAPES, FinetuneConfig, ModelConfig, PretrainConfig, RayConfig, Settings
+from seminar.data.weekly import flat_weeks
 from seminar.errors import ConfigError, VersionMismatch
+from seminar.train.build import check_psu, fresh_model, fresh_psu
 from seminar.train.training import Optimisers
 from tests.test_training import Unit, batch_of, run
 from workflows import finetune, pretrain
@@ -96,6 +98,7 @@ def tiny_vectors(store: Store, pairs: Artifact) -> Artifact:
         attribute_offsets=np.arange(n + 1),
         category_index=items["category_index"].to_numpy(),
         train_count=items["train_count"].to_numpy(),
+        **dict(zip(("week_offsets", "week", "week_count"), flat_weeks(items), strict=True)),
     )
     draft = store.draft("vectors", {"pairs": pairs}, {})
     save_file(vars(tables), draft.path / "vectors.safetensors")
@@ -162,7 +165,7 @@ def test_pretrain_and_finetune_publish_models_that_were_trained(
     curve = pq.read_table(psu.file("curve.parquet"))
     assert {"step", "loss", "next", "align", "rel", "pairs_per_s"} <= set(curve.column_names)
     assert np.isfinite(curve["loss"].to_numpy()).all()
-    fresh = pretrain.build_psu(SMALL, settings.pretrain, vectors.path).state_dict()
+    fresh = fresh_psu(SMALL, settings.pretrain, vectors.path).state_dict()
     trained = load_file(psu.file("psu.safetensors"))
     assert trained.keys() == fresh.keys()
     assert not torch.equal(trained["channels.ids.weight"], fresh["channels.ids.weight"])
@@ -175,7 +178,7 @@ def test_pretrain_and_finetune_publish_models_that_were_trained(
     }
     curve = pq.read_table(model.file("curve.parquet"))
     assert {"ctr", "psr", "pairs_per_s"} <= set(curve.column_names)
-    start = finetune.build_ranker(SMALL, settings.finetune, vectors.path, psu.file("psu.safetensors"))
+    start = fresh_model(SMALL, settings.finetune, vectors.path, psu.file("psu.safetensors"))
     assert torch.equal(start.state_dict()["channels.project_text"], trained["channels.project_text"]), "starts from the PSU"
     assert start.distillation == settings.finetune.distillation
     assert start.channels.hide_ids == settings.finetune.id_dropout
@@ -205,8 +208,8 @@ def other_with_catalogue(other: Artifact, pairs: Artifact) -> Artifact:
 
 def test_a_psu_of_another_shape_is_refused(store: Store, tiny_pairs: Artifact) -> None:
     vectors = tiny_vectors(store, tiny_pairs)
-    recorded = {"model": SMALL.model_copy(update={"dim": 32}).model_dump(mode="json")}
+    recorded = {"model": SMALL.model_copy(update={"dim": 32}).model_dump(mode="json", include=set(PSU_SHAPES))}
     psu = store.publish(store.draft("psu", {"pairs": tiny_pairs, "vectors": vectors}, recorded))
-    finetune.check_psu(psu, vectors, SMALL.model_copy(update={"dim": 32, "top_k": 9}))
+    check_psu(psu, vectors, SMALL.model_copy(update={"dim": 32, "top_k": 9}))
     with pytest.raises(VersionMismatch, match=r"'dim': 32.*'dim': 16.*run pretrain"):
-        finetune.check_psu(psu, vectors, SMALL)
+        check_psu(psu, vectors, SMALL)

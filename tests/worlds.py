@@ -6,8 +6,10 @@ import torch
 from seminar.batching import Batch, Request, collate
 from seminar.channels import VectorTables
 from seminar.config import ModelConfig
-from seminar.schema import CTR, PSR
+from seminar.schema import CTR, MS_PER_WEEK, PSR
 from seminar.sequences import Exposures, Histories
+
+START_MS = 1_500_000_000_000
 
 
 def vector_tables(num_items: int = 40, num_queries: int = 6, seed: int = 0) -> VectorTables:
@@ -31,7 +33,18 @@ def vector_tables(num_items: int = 40, num_queries: int = 6, seed: int = 0) -> V
         attribute_offsets=np.concatenate([[0], np.cumsum(tokens)]),
         category_index=(items % 4).astype(np.int32),
         train_count=np.where(items >= num_items - 4, 0, items + 1),
+        **weekly(np.where(items >= num_items - 4, 0, items + 1)),
     )
+
+
+def weekly(train_count: np.ndarray) -> dict[str, np.ndarray]:
+    """Counts by week that add up to these: one a week from four weeks before the users' first, the rest in the last of ten."""
+    weeks = np.minimum(train_count, 10)
+    offsets = np.concatenate([[0], np.cumsum(weeks)]).astype(np.int64)
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], weeks)
+    rest = np.repeat(train_count - weeks, weeks) * (place == 9)
+    week = START_MS // MS_PER_WEEK - 4 + place
+    return {"week_offsets": offsets, "week": week.astype(np.int32), "week_count": (1 + rest).astype(np.int32)}
 
 
 def small_config(**changes: object) -> ModelConfig:
@@ -54,7 +67,7 @@ def histories(lengths: list[int], tables: VectorTables, seed: int = 1) -> Histor
         item=rng.integers(0, tables.num_items, total).astype(np.int32),
         query=np.where(rng.random(total) < 0.3, query, -1).astype(np.int32),
         origin=np.zeros(total, np.int8),
-        time_ms=(1_500_000_000_000 + position * 3_600_000).astype(np.int64),
+        time_ms=(START_MS + position * 3_600_000).astype(np.int64),
         request=(position // 2).astype(np.int32),
         train_end=np.array(lengths, np.int32),
         val_end=np.array(lengths, np.int32),
@@ -74,7 +87,7 @@ def batch_of(lengths: list[int], tables: VectorTables, targets: int = 6, max_his
             Request(
                 row=row,
                 end=length,
-                time_ms=1_500_000_000_000 + 1000 * 3_600_000,
+                time_ms=START_MS + 1000 * 3_600_000,
                 item_T=rng.integers(0, tables.num_items, count),
                 query_T=np.where(task == PSR, rng.integers(0, tables.num_queries, count), -1),
                 label_T=(rng.random(count) < 0.5).astype(np.float32),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from seminar.artifacts import Store
 from seminar.errors import ConfigError, SeminarError, explain
 
-JOBS = ("prepare", "embed", "pretrain", "finetune", "fit-codebooks", "evaluate", "refresh")
+JOBS = ("prepare", "embed", "pretrain", "finetune", "fit-codebooks", "evaluate", "compare", "refresh")
 
 
 def main(argv: Sequence[str]) -> int:

@@ -27,6 +27,7 @@ from seminar.evaluate.negatives import ItemPool
 from seminar.evaluate.protocol import ScoreFn, floors, held_out_pairs, ranking_request
 from seminar.evaluate.report import Facts, headline, protocol_sentence, table, write_report
 from seminar.evaluate.summary import summarise
+from seminar.models import load_model
 from seminar.progress import Progress
 from seminar.ranker import load_ranker
 from seminar.retrieval.recall import Recall
@@ -79,8 +80,8 @@ class ScoreParts:
         torch.set_num_threads(self._job.threads)
         pool = ItemPool.of(pq.read_table(self._job.open("pairs").file("items.parquet")))
         device = torch.device(self._job.device)
-        ranker = load_ranker(self._job.open("model"), self._job.open("vectors")).to(device)
-        return pool, {MODEL: lambda batch: ranker.score(batch.to(device)), **floors(pool)}
+        model = load_model(self._job.open("model"), self._job.open("vectors")).to(device)
+        return pool, {MODEL: lambda batch: model.score(batch.to(device)), **floors(pool)}
 
 
 def run(settings: Settings, store: Store) -> Artifact:

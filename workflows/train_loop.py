@@ -8,8 +8,7 @@ import os
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from torch import nn
 from seminar.config import RayConfig, TrainConfig
 from seminar.errors import ConfigError, SeminarError, explain
 from seminar.train.checkpoint import load_checkpoint, save_checkpoint
+from seminar.train.fitting import curve_row, prefetched
 from seminar.train.lanes import Lane
-from seminar.train.training import Optimisers, StepResult, broadcast_parameters, train_step
+from seminar.train.training import Optimisers, broadcast_parameters, train_step
 from workflows.train_watch import Watch, note_progress
 
 FINAL = (SeminarError, ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
@@ -111,10 +111,10 @@ def _train_on_worker(job: TrainJob) -> None:
         broadcast_parameters(model, group)
     lanes = {lane: job.open_lane(lane) for lane in range(rank, job.config.lanes, workers)}
     clock = time.perf_counter()
-    for step, batches in _prefetched(lanes, range(first, job.config.steps)):
+    for step, batches in prefetched(lanes, range(first, job.config.steps)):
         result = train_step(model, batches, optimisers, step=step, config=job.config, group=group)
         clock, started = time.perf_counter(), clock
-        rows.append(_curve_row(step + 1, result, clock - started))
+        rows.append(curve_row(step + 1, result, clock - started))
         last = step + 1 == job.config.steps
         if rank == 0:
             note_progress(job.draft, rows[-1], last=last)
@@ -123,20 +123,6 @@ def _train_on_worker(job: TrainJob) -> None:
         if last or (step + 1) % job.config.checkpoint_every == 0:
             _report(rank, step + 1, model, optimisers, rows)
             clock = time.perf_counter()
-
-
-def _prefetched(lanes: dict[int, Lane], steps: range) -> Iterator[tuple[int, dict[int, Any]]]:
-    """Each step's batches by lane; the next step's are drawn while this one is computed."""
-
-    def draw(step: int) -> dict[int, Any]:
-        return {number: lane.batch(step) for number, lane in lanes.items()}
-
-    with ThreadPoolExecutor(1, "sampling") as pool:
-        coming = [pool.submit(draw, step) for step in steps[:1]]
-        for step in steps:
-            batches = coming.pop().result()
-            coming.extend(pool.submit(draw, later) for later in steps[step - steps.start + 1 :][:1])
-            yield step, batches
 
 
 def _report(rank: int, step: int, model: nn.Module, optimisers: Optimisers, rows: list[dict[str, float]]) -> None:
@@ -152,17 +138,6 @@ def _report(rank: int, step: int, model: nn.Module, optimisers: Optimisers, rows
         save_checkpoint(Path(folder), step, model, optimisers, pa.Table.from_pylist(rows))
         ray.train.report(rows[-1], checkpoint=Checkpoint.from_directory(folder))
     ray.train.get_all_reported_checkpoints(consistency_mode=CheckpointConsistencyMode.COMMITTED)
-
-
-def _curve_row(step: int, result: StepResult, seconds: float) -> dict[str, float]:
-    losses = {("loss" if name == "total" else name): value for name, value in result.losses.items()}
-    return {
-        "step": step,
-        **losses,
-        "gradient_norm": result.gradient_norm,
-        "pairs": result.pairs,
-        "pairs_per_s": result.pairs / seconds,
-    }
 
 
 class _FailFast(UserCallback):

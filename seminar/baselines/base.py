@@ -112,9 +112,16 @@ class Baseline(nn.Module):
             channels.requires_grad_(False)
 
     @classmethod
-    def build(cls, unit: InterestUnit, config: ModelConfig, tables: VectorTables, generator: torch.Generator) -> "Baseline":
-        """A fresh model over a vectors artefact."""
-        return cls(config, ChannelEncoder(tables, config, generator), unit, CatalogueStats.of(tables), generator)
+    def build(
+        cls,
+        unit: InterestUnit,
+        config: ModelConfig,
+        tables: VectorTables,
+        generator: torch.Generator,
+        num_ids: int | None = None,
+    ) -> "Baseline":
+        """A fresh model over a vectors artefact; num_ids as in ChannelEncoder."""
+        return cls(config, ChannelEncoder(tables, config, generator, num_ids), unit, CatalogueStats.of(tables), generator)
 
     def load_psu(self, state: dict[str, Tensor]) -> None:
         """Restore a PSU's channel encoder and gate as initialisation."""

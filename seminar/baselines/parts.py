@@ -24,7 +24,7 @@ def keep_newest(match_BTL: Bool[Tensor, "B T L"], k: int) -> Int[Tensor, "B T K"
 
 
 class IntervalAttention(nn.Module):
-    """Multi-head target attention over kept behaviours whose keys and values carry their age (SIM, eq. 6-8).
+    """Multi-head target attention over kept behaviours whose keys and values carry their age (SIM, exact search unit).
 
     SIM concatenates an embedding of the time interval to each behaviour and projects; a sum of two projections is the same
     thing, so the age enters as a learned vector a bucket added to the behaviour, and nothing of size K x d is built.
@@ -45,8 +45,6 @@ class IntervalAttention(nn.Module):
         folded = self.attention.fold(seen.target_BTd)
         of_age = (folded @ self.age.T).gather(-1, bucket[:, :, None].expand(-1, -1, folded.shape[2], -1))
         weight = masked_softmax(gathered_dot(folded, seen.embedding_Pd, row) + of_age, mask[:, :, None])
-        in_bucket = weight.new_zeros(*weight.shape[:3], AGE_BUCKETS).scatter_add(
-            -1, bucket[:, :, None].expand_as(weight), weight
-        )
+        in_bucket = weight.new_zeros(*weight.shape[:3], AGE_BUCKETS).scatter_add(-1, bucket[:, :, None].expand_as(weight), weight)
         pooled = gathered_sum(weight, seen.embedding_Pd, row) + in_bucket @ self.age
         return torch.where(mask.any(-1, keepdim=True), self.attention.output(pooled), self.null)

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from seminar.data.weekly import add_up, weekly_lists
 from seminar.schema import CATALOGUE_ITEMS, CATALOGUE_QUERIES, NONE
 
 
@@ -31,7 +32,7 @@ def extend_catalogue(old: pa.Table, new: pa.Table) -> pa.Table:
     """Old rows keep their numbers, ids that only `new` has follow, sorted; both are catalogues of the same kind.
 
     An id in both takes the new description unless the new one has none. category_index keeps the meaning it has in `old`;
-    new categories follow, sorted. train_count restarts at 0: counts belong to one preparation, not to the catalogue.
+    new categories follow, sorted. Counts restart at 0: they belong to one preparation, not to the catalogue.
     """
     key = old.schema.names[0]
     is_items = "category" in old.schema.names
@@ -43,15 +44,24 @@ def extend_catalogue(old: pa.Table, new: pa.Table) -> pa.Table:
     rows = sources.take(pc.index_in(ids, sources[key].combine_chunks()))
     if is_items:
         rows = _set(rows, "category_index", _number_categories(rows["category"], old))
-    return _set(rows, "train_count", pa.repeat(pa.scalar(0, pa.int64()), len(rows))).combine_chunks()
+        return with_weekly_counts(rows, []).combine_chunks()
+    return with_train_counts(rows, []).combine_chunks()
 
 
 def with_train_counts(catalogue: pa.Table, counts: Iterable[pa.Table]) -> pa.Table:
-    """The catalogue with train_count = sum over `counts` (columns row, count; any number of shards)."""
+    """A catalogue of queries with train_count = sum over `counts` (columns row, count; any number of shards)."""
     total = np.zeros(len(catalogue), np.int64)
     for table in counts:
         np.add.at(total, table["row"].to_numpy(), table["count"].to_numpy())
     return _set(catalogue, "train_count", pa.array(total))
+
+
+def with_weekly_counts(catalogue: pa.Table, counts: Iterable[pa.Table]) -> pa.Table:
+    """A catalogue of items with week, week_count and its sum train_count from `counts` (schema COUNTS, any number of shards)."""
+    week, week_count, total = weekly_lists(add_up(counts), len(catalogue))
+    for name, column in (("week", week), ("week_count", week_count), ("train_count", pa.array(total))):
+        catalogue = _set(catalogue, name, column)
+    return catalogue
 
 
 def _union(described: pa.Table, used_ids: pa.Array | pa.ChunkedArray) -> pa.Table:
@@ -61,7 +71,7 @@ def _union(described: pa.Table, used_ids: pa.Array | pa.ChunkedArray) -> pa.Tabl
 
 
 def _fill(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    defaults = {"has_metadata": False, "category_index": NONE, "train_count": 0}
+    defaults = {"has_metadata": False, "category_index": NONE, "train_count": 0, "week": [], "week_count": []}
     columns = []
     for field in schema:
         default = pa.scalar(defaults.get(field.name), field.type)

@@ -23,6 +23,7 @@ from seminar.data.ordering import (
     order_exposures,
     rank_requests,
 )
+from seminar.data.weekly import count_by_week
 from seminar.schema import NONE, ORIGINS, PAIRS
 
 
@@ -31,7 +32,8 @@ class Shard:
     """What one shard of users becomes.
 
     pairs: schema PAIRS. duplicates: rows of the given events that repeat an earlier row in every column; dropped.
-    item_counts, query_counts: columns `row` (catalogue row, ascending) and `count` (behaviours before train_end).
+    item_counts, query_counts: columns `row` (catalogue row, ascending) and `count` (behaviours before train_end); items also by
+    `week`.
     counts: users, requests, behaviours, exposures, trimmed (behaviours), exposures_dropped, and by query origin `origins`.
     """
 
@@ -65,7 +67,7 @@ def build_shard(events: pa.Table, users: pa.Table, item_ids: pa.Array, query_ids
     return Shard(
         pairs=pairs,
         duplicates=np.flatnonzero(repeated),
-        item_counts=_count(history.rows.item[in_training]),
+        item_counts=count_by_week(history.rows.item[in_training], history.rows.time_ms[in_training]),
         query_counts=_count(history.rows.query[in_training & (history.rows.query != NONE)]),
         counts={
             "users": len(user_ids),

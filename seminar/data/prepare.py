@@ -25,7 +25,7 @@ from numpy import ndarray
 from seminar.artifacts import Artifact, Draft, Store, write_atomically
 from seminar.config import DataConfig, PrepareConfig
 from seminar.data.buckets import read_bucket, replacing, write_by_shard, write_parquet
-from seminar.data.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts
+from seminar.data.catalogue import extend_catalogue, item_catalogue, query_catalogue, with_train_counts, with_weekly_counts
 from seminar.data.pairs import build_shard
 from seminar.data.quarantine import contents
 from seminar.datasets.base import Part, Source
@@ -141,9 +141,9 @@ def finish(folder: Path, num_parts: int, num_shards: int) -> dict[str, Any]:
         leftover.unlink()
     shards = [folder / "_shards" / f"{shard:05d}" for shard in range(num_shards)]
     sizes = {}
-    for name in ("items", "queries"):
+    for name, with_counts in (("items", with_weekly_counts), ("queries", with_train_counts)):
         counts = (pq.read_table(shard / f"{name}.parquet") for shard in shards)
-        table = with_train_counts(pq.read_table(folder / "_catalogue" / f"{name}.parquet"), counts)
+        table = with_counts(pq.read_table(folder / "_catalogue" / f"{name}.parquet"), counts)
         write_parquet(table, folder / f"{name}.parquet")
         sizes[name] = len(table)
     rejected = [folder / "_catalogue" / "quarantine.parquet"]

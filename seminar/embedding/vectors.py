@@ -21,6 +21,7 @@ from seminar.artifacts import Artifact
 from seminar.channels import VectorTables
 from seminar.config import EmbedConfig
 from seminar.data.prepare import lineage
+from seminar.data.weekly import flat_weeks
 from seminar.embedding.base import Encoded
 from seminar.embedding.contents import Contents, attribute_hashes, collect_contents
 from seminar.embedding.pieces import ENCODERS, Piece, PieceEncoder
@@ -107,6 +108,7 @@ def embed(
     query, query_row, query_listing = _lay_out("query", contents.query_text, texts, text_work)
     image, image_row, image_listing = _lay_out("image", contents.item_image, images, image_work)
     attribute_hash, attribute_offsets = attribute_hashes(items)
+    week_offsets, week, week_count = flat_weeks(items)
     tables = VectorTables(
         text=text,
         text_row=text_row,
@@ -118,6 +120,9 @@ def embed(
         attribute_offsets=attribute_offsets,
         category_index=items["category_index"].to_numpy(),
         train_count=items["train_count"].to_numpy(),
+        week_offsets=week_offsets,
+        week=week,
+        week_count=week_count,
     )
     listing = pa.concat_tables([text_listing, image_listing, query_listing])
     reused = {"text": reused_texts, "image": reused_images}

@@ -7,7 +7,7 @@ values. All statistics see the same draws, so the interval of a difference of tw
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from numpy import ndarray
 
 REPLICATES = 1000
@@ -25,11 +25,16 @@ def replicate(
     values: list[list[ndarray]] = [[] for _ in statistics]
     for first in range(0, replicates, block):
         size = min(block, replicates - first)
-        drawn = generator.integers(0, num_users, (size, num_users)) + np.arange(size)[:, None] * num_users
-        weight_RU = np.bincount(drawn.ravel(), minlength=size * num_users).reshape(size, num_users).astype(np.float64)
+        weight_RU = draw_users(num_users, size, generator).astype(np.float64)
         for kept, statistic in zip(values, statistics, strict=True):
             kept.append(statistic(weight_RU))
     return [np.concatenate(kept) for kept in values]
+
+
+def draw_users(num_users: int, draws: int, generator: np.random.Generator) -> Int[ndarray, "R U"]:
+    """How often each of `num_users` users was drawn in each of `draws` samples with replacement; rows sum to `num_users`."""
+    drawn = generator.integers(0, num_users, (draws, num_users)) + np.arange(draws)[:, None] * num_users
+    return np.bincount(drawn.ravel(), minlength=draws * num_users).reshape(draws, num_users)
 
 
 def run_shares(runs: int, replicates: int, generator: np.random.Generator) -> Float[ndarray, "R S"]:
@@ -43,10 +48,13 @@ def run_shares(runs: int, replicates: int, generator: np.random.Generator) -> Fl
 
 def interval(value_RQ: Float[ndarray, "R Q"], confidence: float = CONFIDENCE) -> Float[ndarray, "2 Q"]:
     """Lower and upper ends of the percentile interval; replicates without a value (NaN: nobody of a slice drawn) are left out."""
-    known = ~np.isnan(value_RQ).all(0)
+    missing = np.isnan(value_RQ)
+    whole, some = ~missing.any(0), missing.any(0) & ~missing.all(0)
     ends = np.full((2, value_RQ.shape[1]), np.nan)
     tail = (1 - confidence) / 2
-    ends[:, known] = np.nanquantile(value_RQ[:, known], [tail, 1 - tail], axis=0)
+    # nanquantile goes column by column: 20 times slower.
+    ends[:, whole] = np.quantile(value_RQ[:, whole], [tail, 1 - tail], axis=0)
+    ends[:, some] = np.nanquantile(value_RQ[:, some], [tail, 1 - tail], axis=0)
     return ends
 
 

@@ -39,12 +39,7 @@ def draw_plots(
     recall: Sequence[Recall] = (),
 ) -> list[str]:
     """Write the PNG files that the data allows; returns their names. ConfigError if matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        fix = "install seminar[plot]"
-        raise ConfigError(explain("plots", got="no matplotlib", expected="the extra `plot`", fix=fix)) from error
-    matplotlib.use("Agg")
+    require_matplotlib()
     sampled = [line for line in lines if line["protocol"] == SAMPLED]
     main = [line for line in sampled if line["query_origin"] == sampled[0]["query_origin"]]
     by_length = [line for line in main if line["slice"] == LENGTH]
@@ -54,6 +49,21 @@ def draw_plots(
     drawn |= {f"curve_{stage}.png": _curves(stage, curve) for stage, curve in curves.items() if len(curve) > 1}
     if recall:
         drawn["recall_of_codes.png"] = _recall(recall)
+    return save(folder, drawn)
+
+
+def require_matplotlib() -> None:
+    """ConfigError if matplotlib is not installed; else it draws without a display."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        fix = "install seminar[plot]"
+        raise ConfigError(explain("plots", got="no matplotlib", expected="the extra `plot`", fix=fix)) from error
+    matplotlib.use("Agg")
+
+
+def save(folder: Path, drawn: "Mapping[str, Figure]") -> list[str]:
+    """Write figures under their file names; returns the names."""
     for name, figure in drawn.items():
         figure.savefig(folder / name, dpi=DPI, bbox_inches="tight", facecolor="white")
     return list(drawn)
@@ -68,13 +78,13 @@ def smooth(value_N: Float[ndarray, " N"], span: int) -> Float[ndarray, " N"]:
 
 
 def _bars(lines: Sequence[Mapping[str, Any]]) -> "Figure":
-    figure, axes = _figure(10.5, 4.2)
+    figure, axes = new_figure(10.5, 4.2)
     ax = axes[0]
     styles = _styles(lines)
     width = 0.8 / len(styles)
     for i, (scorer, (colour, _)) in enumerate(styles.items()):
         line = next(line for line in lines if line["scorer"] == scorer)
-        value, low, high = _values([line["metrics"][name] for name in BARS])
+        value, low, high = ends_of([line["metrics"][name] for name in BARS])
         x = np.arange(len(BARS)) + (i - (len(styles) - 1) / 2) * width
         ax.bar(x, value, width * 0.92, color=colour, label=scorer)
         ax.errorbar(x, value, [value - low, high - value], fmt="none", ecolor=INK, elinewidth=1, capsize=2)
@@ -85,20 +95,20 @@ def _bars(lines: Sequence[Mapping[str, Any]]) -> "Figure":
     ax.set_ylim(0, 1.08)
     ax.set_ylabel("value (higher is better)")
     _legend(ax)
-    _title(
+    put_title(
         ax, "Model beside floors", f"query origin {lines[0]['query_origin']}, {lines[0]['users']:,} users, bars: 95 % interval"
     )
     return figure
 
 
 def _by_length(lines: Sequence[Mapping[str, Any]]) -> "Figure":
-    figure, axes = _figure(7.5, 4.2)
+    figure, axes = new_figure(7.5, 4.2)
     ax = axes[0]
     bins = list(dict.fromkeys(line["bin"] for line in lines))
     styles = _styles(lines)
     for i, (scorer, (colour, marker)) in enumerate(styles.items()):
         own = [line for line in lines if line["scorer"] == scorer]
-        value, low, high = _values([line["metrics"][METRIC] for line in own])
+        value, low, high = ends_of([line["metrics"][METRIC] for line in own])
         x = np.array([bins.index(line["bin"]) for line in own]) + (i - (len(styles) - 1) / 2) * 0.09
         ax.errorbar(x, value, [value - low, high - value], color=colour, marker=marker, ms=6, lw=1.8, capsize=3, label=scorer)
     users = {line["bin"]: line["users"] for line in lines}
@@ -108,13 +118,13 @@ def _by_length(lines: Sequence[Mapping[str, Any]]) -> "Figure":
     ax.set_xlabel("behaviours before the request (quarters of the users, n users each)")
     ax.set_ylabel(METRIC)
     _legend(ax)
-    _title(ax, f"{METRIC} by history length", f"query origin {lines[0]['query_origin']}, bars: 95 % interval over users")
+    put_title(ax, f"{METRIC} by history length", f"query origin {lines[0]['query_origin']}, bars: 95 % interval over users")
     return figure
 
 
 def _curves(stage: str, curve: pa.Table) -> "Figure":
     names = [name for name in curve.column_names if name not in NOT_LOSSES]
-    figure, axes = _figure(3.2 * len(names), 3.0, len(names))
+    figure, axes = new_figure(3.2 * len(names), 3.0, len(names))
     step = curve["step"].to_numpy().astype(float)
     for ax, name in zip(axes, names, strict=True):
         value = curve[name].to_numpy().astype(float)
@@ -132,7 +142,7 @@ def _curves(stage: str, curve: pa.Table) -> "Figure":
 
 
 def _recall(recall: Sequence[Recall]) -> "Figure":
-    figure, axes = _figure(6.0, 4.0)
+    figure, axes = new_figure(6.0, 4.0)
     ax = axes[0]
     k, raw, rescored = (np.array([getattr(r, name) for r in recall]) for name in ("k", "raw", "rescored"))
     ways = ((rescored, MODELS[0], "o", "re-scored exactly", 7), (raw, MODELS[3], "s", "codes alone", -15))
@@ -147,15 +157,15 @@ def _recall(recall: Sequence[Recall]) -> "Figure":
     ax.set_xlabel("K, behaviours kept")
     ax.set_ylabel("share of the exact top-K found")
     _legend(ax)
-    _title(ax, "Recall of codes", "against exact retrieval, mean over held-out targets")
+    put_title(ax, "Recall of codes", "against exact retrieval, mean over held-out targets")
     return figure
 
 
-def _figure(width: float, height: float, columns: int = 1) -> "tuple[Figure, list[Axes]]":
+def new_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> "tuple[Figure, list[Axes]]":
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height))
-    axes = [figure.add_subplot(1, columns, i + 1) for i in range(columns)]
+    axes = [figure.add_subplot(rows, columns, i + 1) for i in range(rows * columns)]
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color("#999999")
@@ -175,7 +185,7 @@ def _styles(lines: Sequence[Mapping[str, Any]]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _values(figures: Sequence[Mapping[str, float]]) -> tuple[ndarray, ndarray, ndarray]:
+def ends_of(figures: Sequence[Mapping[str, Any]]) -> tuple[ndarray, ndarray, ndarray]:
     value, low, high = (np.array([np.nan if f[part] is None else f[part] for f in figures]) for part in ("value", "low", "high"))
     return value, np.minimum(low, value), np.maximum(high, value)
 
@@ -191,6 +201,10 @@ def _legend(ax: "Axes") -> None:
     ax.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4)
 
 
-def _title(ax: "Axes", title: str, subtitle: str) -> None:
-    ax.set_title(f"{title}\n", loc="left", fontsize=12, fontweight="bold", color=INK, pad=24)
-    ax.annotate(subtitle, (0, 1), (0, 28), xycoords="axes fraction", textcoords="offset points", fontsize=9, color="#555555")
+def put_title(ax: "Axes", title: str, subtitle: str, *, legend: bool = True) -> None:
+    """Title and subtitle at the left edge, above the legend if there is one."""
+    room = 18 if legend else 0
+    ax.set_title(f"{title}\n", loc="left", fontsize=12, fontweight="bold", color=INK, pad=6 + room)
+    ax.annotate(
+        subtitle, (0, 1), (0, 10 + room), xycoords="axes fraction", textcoords="offset points", fontsize=9, color="#555555"
+    )

@@ -103,7 +103,7 @@ def table(lines: Sequence[RecordLine], metrics: Sequence[str]) -> list[str]:
     rows = [f"| scorer | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for line in _models_first(lines):
         strong = "" if line["scorer"] in FLOORS else "**"
-        cells = [_cell(line["metrics"].get(name), strong) for name in names]
+        cells = [cell(line["metrics"].get(name), strong) for name in names]
         rows.append(f"| {strong}{line['scorer']}{strong} | {' | '.join(cells)} |")
     return rows
 
@@ -147,7 +147,7 @@ def _markdown(
 def _gains(lines: Sequence[RecordLine]) -> Iterator[str]:
     for line in lines:
         for other, figures in line.get("gains", {}).items():
-            said = [f"{name} {_signed(figures[name])}" for name in ("HIT@10", SLICE_METRIC, "AUC", "gAUC") if name in figures]
+            said = [f"{name} {signed(figures[name])}" for name in ("HIT@10", SLICE_METRIC, "AUC", "gAUC") if name in figures]
             yield from ("", f"{line['scorer']} minus {other}, paired by user: {', '.join(said)}.")
         if "log_loss_of_base_rate" in line["notes"]:
             yield from (
@@ -167,7 +167,7 @@ def _slices(lines: Sequence[RecordLine]) -> Iterator[str]:
         yield f"|---|---|{'---|' * len(scorers)}"
         for name, part in dict.fromkeys((line["slice"], line["bin"]) for line in own):
             by = {line["scorer"]: line for line in own if (line["slice"], line["bin"]) == (name, part)}
-            cells = [_cell(by[s]["metrics"][SLICE_METRIC]) if s in by else "" for s in scorers]
+            cells = [cell(by[s]["metrics"][SLICE_METRIC]) if s in by else "" for s in scorers]
             label = f"{titles[name]}: {part}" if name == LENGTH else part
             yield f"| {label} | {next(iter(by.values()))['users']:,} | {' | '.join(cells)} |"
 
@@ -197,14 +197,14 @@ def _sizes(line: RecordLine) -> str:
     )
 
 
-def _cell(figure: Mapping[str, float | None] | None, strong: str = "") -> str:
+def cell(figure: Mapping[str, Any] | None, strong: str = "") -> str:
     if figure is None or figure["value"] is None:
         return "–"
     ends = "" if figure["low"] is None else f" [{figure['low']:.3f}, {figure['high']:.3f}]"
     return f"{strong}{figure['value']:.3f}{strong}{ends}"
 
 
-def _signed(figure: Mapping[str, float | None]) -> str:
+def signed(figure: Mapping[str, float | None]) -> str:
     if figure["value"] is None or figure["low"] is None:
         return "–"
     return f"{figure['value']:+.3f} [{figure['low']:+.3f}, {figure['high']:+.3f}]"

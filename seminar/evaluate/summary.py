@@ -16,7 +16,8 @@ from numpy import ndarray
 from seminar.errors import DataError, explain
 from seminar.evaluate.evaluation import SAMPLED, Rows
 from seminar.evaluate.intervals import REPLICATES, Statistic, interval, ratio_of_totals, replicate, run_shares
-from seminar.evaluate.metrics import check_feasible, group_auc, log_loss, ranking_metrics, weighted_auc
+from seminar.evaluate.metrics import check_feasible, group_auc, log_loss, ranking_metrics
+from seminar.evaluate.paired import pooled_auc
 from seminar.evaluate.protocol import FLOORS
 from seminar.schema import ORIGINS
 
@@ -53,7 +54,7 @@ def summarise(
     `gains`: its metrics minus each reference's, paired by user. Raises InfeasibleMetrics, and DataError where there is nothing
     to summarise or runs differ in what they ranked.
     """
-    users = _user_ids(runs)
+    users = user_ids(runs)
     if not all(len(rows.ranked) for rows in runs):
         fix = "use more users or another split"
         raise DataError(explain("evaluation", got="no held-out pair", expected="at least one", fix=fix))
@@ -79,7 +80,7 @@ def _record(
     names = dict(zip(("protocol", "query_origin", "slice", "bin", "scorer"), key, strict=True))
     check_feasible({n: v for n, v in zip(line.names, mean[key], strict=True) if not np.isnan(v)}, " / ".join(key))
     record: dict[str, object] = {**names, "users": line.users, "rows": line.rows, "runs": len(by_run), "notes": line.notes}
-    record["metrics"] = _figures(line.names, mean[key], spread[key])
+    record["metrics"] = to_figures(line.names, mean[key], spread[key])
     if key[-1] not in references:
         record["gains"] = gains = {}
         for other in references:
@@ -87,11 +88,11 @@ def _record(
             if ref in mean:
                 # Floors lack the last metric, log-loss: they give no probability.
                 n = min(len(mean[key]), len(mean[ref]))
-                gains[other] = _figures(line.names[:n], mean[key][:n] - mean[ref][:n], spread[key][:, :n] - spread[ref][:, :n])
+                gains[other] = to_figures(line.names[:n], mean[key][:n] - mean[ref][:n], spread[key][:, :n] - spread[ref][:, :n])
     return record
 
 
-def _figures(names: Sequence[str], value_Q: ndarray, drawn_RQ: ndarray) -> Figures:
+def to_figures(names: Sequence[str], value_Q: ndarray, drawn_RQ: ndarray) -> Figures:
     low_Q, high_Q = interval(drawn_RQ)
     return {
         name: {part: None if np.isnan(x) else float(x) for part, x in (("value", v), ("low", lo), ("high", hi))}
@@ -102,13 +103,13 @@ def _figures(names: Sequence[str], value_Q: ndarray, drawn_RQ: ndarray) -> Figur
 def _lines(rows: Rows, users: pa.Array) -> Iterator[tuple[Key, Line]]:
     for protocol in pc.unique(rows.ranked["protocol"]).to_pylist():
         table = rows.ranked.filter(pc.equal(rows.ranked["protocol"], protocol))
-        for label, pool, main in _pools(table):
-            for name, part, chosen in _slices(pool, with_slices=main and protocol == SAMPLED):
+        for label, pool, main in pools(table):
+            for name, part, chosen in slices(pool, with_slices=main and protocol == SAMPLED):
                 for scorer in pc.unique(pool["scorer"]).to_pylist():
                     kept = pool.filter(pa.array(chosen & _equal(pool, "scorer", scorer)))
                     if len(kept):
                         yield (protocol, label, name, part, scorer), _ranking_line(kept, users)
-    for origin in _origins(rows.impressions):
+    for origin in origins_of(rows.impressions):
         table = rows.impressions.filter(pc.equal(rows.impressions["query_origin"], origin))
         for scorer in pc.unique(table["scorer"]).to_pylist():
             kept = table.filter(pc.equal(table["scorer"], scorer))
@@ -116,9 +117,9 @@ def _lines(rows: Rows, users: pa.Array) -> Iterator[tuple[Key, Line]]:
                 yield (IMPRESSIONS, origin, ALL, ALL, scorer), _impressions_line(kept, users, calibrated=scorer not in FLOORS)
 
 
-def _pools(table: pa.Table) -> Iterator[tuple[str, pa.Table, bool]]:
+def pools(table: pa.Table) -> Iterator[tuple[str, pa.Table, bool]]:
     """(label, rows, whether it is a main line): each origin, and before them the whole setting if its queries have one origin."""
-    origins = _origins(table)
+    origins = origins_of(table)
     one_setting = len([o for o in origins if o != ORIGINS[0]]) <= 1 and len(origins) > 1
     if one_setting:
         yield "+".join(origins), table, True
@@ -126,31 +127,36 @@ def _pools(table: pa.Table) -> Iterator[tuple[str, pa.Table, bool]]:
         yield origin, table.filter(pc.equal(table["query_origin"], origin)), not one_setting
 
 
-def _origins(table: pa.Table) -> list[str]:
+def origins_of(table: pa.Table) -> list[str]:
     return sorted(pc.unique(table["query_origin"]).to_pylist())
 
 
-def _slices(table: pa.Table, *, with_slices: bool) -> Iterator[tuple[str, str, Bool[ndarray, " N"]]]:
+def slices(table: pa.Table, *, with_slices: bool) -> Iterator[tuple[str, str, Bool[ndarray, " N"]]]:
     yield ALL, ALL, np.ones(len(table), bool)
     if not with_slices:
         return
-    length = table["history_length"].to_numpy()
-    edges = np.unique(np.quantile(length, np.linspace(0, 1, LENGTH_BINS + 1), method="inverted_cdf"))
-    slot = np.searchsorted(edges[1:-1], length, side="left")
-    for i in range(max(len(edges) - 1, 1)):
-        inside = length[slot == i]
-        if len(inside):
-            yield LENGTH, f"{inside.min()} to {inside.max()}", slot == i
+    for part, chosen in length_bins(table["history_length"].to_numpy()):
+        yield LENGTH, part, chosen
     for column, (no, yes) in FLAGS.items():
         value = table[column].to_numpy()
         yield column, no, ~value
         yield column, yes, value
 
 
+def length_bins(length_N: Int[ndarray, " N"]) -> Iterator[tuple[str, Bool[ndarray, " N"]]]:
+    """Quarters by history length, shortest first: (`lowest to highest length`, which are inside)."""
+    edges = np.unique(np.quantile(length_N, np.linspace(0, 1, LENGTH_BINS + 1), method="inverted_cdf"))
+    slot = np.searchsorted(edges[1:-1], length_N, side="left")
+    for i in range(max(len(edges) - 1, 1)):
+        inside = length_N[slot == i]
+        if len(inside):
+            yield f"{inside.min()} to {inside.max()}", slot == i
+
+
 def _ranking_line(table: pa.Table, users: pa.Array) -> Line:
     metrics = ranking_metrics(*(table[name].to_numpy() for name in ("above", "tied", "others")))
     value_NQ = np.stack(list(metrics.values()), 1)
-    user_N = _user_index(table, users)
+    user_N = user_index(table, users)
     own_N = _ratio(value_NQ, np.ones_like(value_NQ), user_N, len(users))
     notes: dict[str, int | float] = {"mean_others": float(pc.mean(table["others"]).as_py())}
     return Line(len(np.unique(user_N)), len(table), tuple(metrics), own_N, notes)
@@ -158,14 +164,13 @@ def _ranking_line(table: pa.Table, users: pa.Array) -> Line:
 
 def _impressions_line(table: pa.Table, users: pa.Array, *, calibrated: bool) -> Line:
     """AUC over all rows, gAUC by user and query (weighted by impressions), and log-loss where the score is a logit."""
-    score, label, user = table["score"].to_numpy(), table["label"].to_numpy(), _user_index(table, users)
+    score, label, user = table["score"].to_numpy(), table["label"].to_numpy(), user_index(table, users)
     _, first, group = np.unique(np.stack([user, table["query"].to_numpy()]), axis=1, return_index=True, return_inverse=True)
     value_G, impressions_G = group_auc(score, label, group.reshape(-1))
     both = ~np.isnan(value_G)
     weight_G = np.where(both, impressions_G, 0).astype(np.float64)
-    pooled = weighted_auc(score, label)
     parts: list[tuple[str, Statistic]] = [
-        ("AUC", lambda weight_RU: _in_chunks(pooled, weight_RU, user)),
+        ("AUC", pooled_auc(score, label, user, len(users))),
         ("gAUC", _ratio((np.nan_to_num(value_G) * weight_G)[:, None], weight_G[:, None], user[first], len(users))),
     ]
     rate = float(label.mean())
@@ -185,12 +190,6 @@ def _impressions_line(table: pa.Table, users: pa.Array, *, calibrated: bool) -> 
     return Line(len(np.unique(user)), len(table), tuple(name for name, _ in parts), statistic, notes)
 
 
-def _in_chunks(pooled: Statistic, weight_RU: ndarray, user: ndarray, cells: int = 1 << 21) -> Float[ndarray, "R 1"]:
-    """Row weights of all replicates at once would be replicates x rows; a few replicates at a time bound the memory."""
-    step = max(1, cells // max(len(user), 1))
-    return np.concatenate([pooled(weight_RU[i : i + step, user]) for i in range(0, len(weight_RU), step)])[:, None]
-
-
 def _ratio(
     total_NQ: Float[ndarray, "N Q"], weight_NQ: Float[ndarray, "N Q"], user_N: Int[ndarray, " N"], num_users: int
 ) -> Statistic:
@@ -205,13 +204,13 @@ def _ratio(
     return lambda weight_RU: ratio(weight_RU[:, present])
 
 
-def _user_ids(runs: Sequence[Rows]) -> pa.Array:
+def user_ids(runs: Sequence[Rows]) -> pa.Array:
     columns = [table["user_id"] for rows in runs for table in (rows.ranked, rows.impressions)]
     users = pc.unique(pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string()))
     return users.take(pc.sort_indices(users))
 
 
-def _user_index(table: pa.Table, users: pa.Array) -> Int[ndarray, " N"]:
+def user_index(table: pa.Table, users: pa.Array) -> Int[ndarray, " N"]:
     return pc.index_in(table["user_id"], users).to_numpy().astype(np.int64)
 
 

@@ -20,8 +20,8 @@ MODALITIES = 3
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def attend(query, table, content, row, hours, share, target, presence, bias, mix, attention, pooled, count):
-    """One target after another; table and content are (address, bytes a row)."""
+def attend(query, table, content, row, hours, share, target, presence, bias, mix, attention, pooled, count, similar):
+    """One target after another; table and content are (address, bytes a row). similar [N, K] gets the cosines, [0, 0] none."""
     num_kept, (parts, heads, dim) = row.shape[1], query.shape[1:]
     room, size = -(-num_kept // SIDE) * SIDE, 4 * dim
     part_at, content_at, bias_at = np.empty((parts, room), np.uintp), np.empty(room, np.uintp), np.empty(room, np.uintp)
@@ -29,7 +29,7 @@ def attend(query, table, content, row, hours, share, target, presence, bias, mix
     cosine, weight = np.zeros(SIDE * room, np.float32), np.empty(SIDE * room, np.float32)
     scale, scaled = np.ones((parts, SIDE * room), np.float32), np.empty(SIDE * room, np.float32)
     for n in range(len(row)):
-        length = _locate(row[n], table, size, place, part_at)
+        length = locate(row[n], table, size, place, part_at)
         if not length:
             continue
         for k in range(-(-length // SIDE) * SIDE):
@@ -41,6 +41,9 @@ def attend(query, table, content, row, hours, share, target, presence, bias, mix
                 word[k] = presence[row[n, at]] & presence[target[n]] if k < length else 0
         if len(presence):
             _compare(content[0] + target[n] * content[1], content_at, size, word, length, cosine, count[n])
+            if len(similar):
+                for k in range(length):
+                    similar[n, place[k]] = cosine[SIDE * k]
         if len(share):
             _spread(share[n], place, length, nothing, part_at, scale)
         for first in range(0, heads, SIDE):
@@ -52,12 +55,12 @@ def attend(query, table, content, row, hours, share, target, presence, bias, mix
                 if len(share):
                     for i in range(SIDE * length):
                         scaled[i] = weight[i] * scale[p, i]
-                _pool(scaled if len(share) else weight, part_at[p], length, pooled[n, p, first:])
+                pool(scaled if len(share) else weight, part_at[p], length, pooled[n, p, first:])
 
 
 @numba.njit(nogil=True)
 @no_type_check
-def _locate(row, table, size, place, part_at):
+def locate(row, table, size, place, part_at):
     """Which kept behaviours are no padding, and where each part of their keys lies; how many there are."""
     length = 0
     for k in range(len(row)):
@@ -142,7 +145,7 @@ def _soften(query, first, part_at, scale, length, cosine, bias_at, mix, weight):
 
 @numba.njit(nogil=True)
 @no_type_check
-def _pool(weight, row_at, length, out):
+def pool(weight, row_at, length, out):
     """out[h] = sum over the rows of weight[4 k + h] * row."""
     size, start = 4 * out.shape[1], 0
     while start + 256 <= size:

@@ -86,7 +86,42 @@ def _pool(vectors: int) -> Any:
     return pool
 
 
+def _spread(vectors: int) -> Any:
+    """row += sum of weight[q] * vector[q] + other[q] * second[q] for 4 queries, for each of a run of rows in memory."""
+
+    @intrinsic
+    def spread(
+        typing_context: Any, weight: Any, vector: Any, other: Any, second: Any, rows: Any, count: Any, skipped: Any, length: Any
+    ) -> Any:
+        def generate(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> ir.Value:
+            weight_at, vector_at, other_at, second_at, rows_at, num_rows, start, size = arguments
+            sources = []
+            for weights, base in ((weight_at, vector_at), (other_at, second_at)):
+                for q in range(SIDE):
+                    at = builder.add(builder.add(base, start), builder.mul(size, ir.Constant(I64, q)))
+                    sources.append((weights, q, [load(builder, offset(builder, at, 64 * v), F32x16, 4) for v in range(vectors)]))
+            with cgutils.for_range(builder, num_rows) as loop:
+                row_at = load(builder, builder.add(rows_at, builder.mul(loop.index, ir.Constant(I64, 8))), I64, 8)
+                row_at = builder.add(row_at, start)
+                row = [load(builder, offset(builder, row_at, 64 * v), F32x16, 4) for v in range(vectors)]
+                here = builder.mul(loop.index, ir.Constant(I64, 4 * SIDE))
+                for weights, q, held in sources:
+                    share = load(builder, offset(builder, builder.add(weights, here), 4 * q), F32, 4)
+                    row = [emit_fma(builder, splat(builder, share, F32x16), held[v], row[v]) for v in range(vectors)]
+                for v in range(vectors):
+                    store(builder, row[v], offset(builder, row_at, 64 * v), 4)
+            return context.get_dummy_value()
+
+        address, number_of = types.uintp, types.intp
+        kinds = (address, address, address, address, address, number_of, address, address)
+        return types.void(*kinds), generate
+
+    return spread
+
+
 dots_shared = _dots(SIDE, own_rows=False)
 dots_of_3 = _dots(3, own_rows=True)
 pool_64 = _pool(4)
 pool_16 = _pool(1)
+spread_32 = _spread(2)
+spread_16 = _spread(1)

@@ -5,7 +5,7 @@ dense gradients are views of one buffer and cost one all-reduce, ID tables excha
 update that one worker holding every lane would make, up to the order of float additions.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
@@ -20,6 +20,7 @@ from seminar.batching import Batch, WindowBatch
 from seminar.config import TrainConfig
 from seminar.errors import explain
 from seminar.id_table import SparseTable
+from seminar.kernels.rows import adagrad
 
 Losses = Mapping[str, Tensor]
 """What `model.loss(batch)` returns: named 0-d losses, each a mean over the lane's samples; `total` is what is minimised."""
@@ -43,6 +44,27 @@ class DenseGradients:
             parameter.grad = view.view_as(parameter)
 
 
+class RowAdagrad(torch.optim.Adagrad):
+    """Adagrad of coalesced sparse gradients that reads and writes only the rows they name; torch's also passes over the table."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:
+        assert closure is None, "a step follows one backward pass"
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                row, value, state = parameter.grad.indices()[0], parameter.grad.values(), self.state[parameter]
+                state["step"] += 1
+                if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
+                    table, sums = parameter.detach().numpy(), state["sum"].numpy()
+                    rate, epsilon = np.float32(group["lr"]), np.float32(group["eps"])
+                    adagrad(table, sums, row.numpy(), value.contiguous().numpy(), rate, epsilon)
+                    continue
+                total = state["sum"].index_add_(0, row, value.square())[row]
+                parameter.index_add_(0, row, value / (total.sqrt() + group["eps"]), alpha=-group["lr"])
+
+
 class Optimisers:
     """AdamW for dense parameters, Adagrad for the rows of ID tables; parameters without requires_grad are left alone."""
 
@@ -53,7 +75,7 @@ class Optimisers:
         self.gradients = DenseGradients(dense)
         self.config = config
         self.dense = torch.optim.AdamW(dense, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        self.sparse = torch.optim.Adagrad(sparse, lr=config.sparse_learning_rate) if sparse else None
+        self.sparse = RowAdagrad(sparse, lr=config.sparse_learning_rate) if sparse else None
 
     @property
     def all(self) -> list[torch.optim.Optimizer]:

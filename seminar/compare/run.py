@@ -1,0 +1,119 @@
+"""One run of a comparison in one process: train (a `run`: weights and curve), then score the held-out requests (its `rows`).
+
+Both are found again by inputs and settings, so a trial that is chosen is not trained again to be scored on the test split; an
+interrupted run goes on from its last checkpoint.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from seminar.artifacts import Artifact, Store
+from seminar.config import EvaluateConfig, Settings
+from seminar.evaluate.aligned import MODEL
+from seminar.evaluate.evaluation import evaluate_histories
+from seminar.evaluate.negatives import ItemPool
+from seminar.evaluate.protocol import ScoreFn, floors
+from seminar.models import load_model
+from seminar.sequences import read_histories
+from seminar.train.build import (
+    check_psu,
+    curve_summary,
+    fresh_model,
+    fresh_psu,
+    open_finetune_lane,
+    open_pretrain_lane,
+    recorded_config,
+    shard_paths,
+)
+from seminar.train.fitting import Row, fit
+
+RUN, ROWS, PSU = "run", "rows", "psu"
+OnStep = Callable[[Row], None]
+
+
+def psu_version(store: Store, inputs: dict[str, Artifact], settings: Settings) -> str:
+    """Version of the PSU that these settings pretrain; the same as that of `seminar pretrain`."""
+    return store.version_of(PSU, inputs, recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"]))
+
+
+def pretrained(store: Store, inputs: dict[str, Artifact], settings: Settings, on_step: OnStep) -> Artifact:
+    """The PSU of these settings, trained here unless it exists; it does not become current."""
+    recorded = recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"])
+    version = store.version_of(PSU, inputs, recorded)
+    if store.exists(PSU, version):
+        return store.open(PSU, version)
+    draft = store.draft(PSU, inputs, recorded)
+    psu = fresh_psu(settings.model, settings.pretrain, inputs["vectors"].path)
+    lane = partial(open_pretrain_lane, shard_paths(inputs["pairs"]), settings.pretrain)
+    curve = fit(psu, lane, settings.pretrain, draft.path / "_fit", on_step)
+    _save(psu, draft.path / "psu.safetensors")
+    pq.write_table(curve, draft.path / "curve.parquet")
+    return store.publish(draft, curve_summary(curve), current=False)
+
+
+def run_inputs(store: Store, inputs: dict[str, Artifact], settings: Settings) -> dict[str, Artifact]:
+    """Pairs, vectors and, where the run starts from one, its PSU."""
+    if not settings.finetune.pretrained:
+        return inputs
+    psu = store.open(PSU, psu_version(store, inputs, settings))
+    check_psu(psu, inputs["vectors"], settings.model)
+    return {**inputs, PSU: psu}
+
+
+def run_version(store: Store, inputs: dict[str, Artifact], settings: Settings) -> str:
+    """Version of a run; `inputs` from `run_inputs`."""
+    return store.version_of(RUN, inputs, recorded_config("finetune", settings.model, settings.finetune, inputs["vectors"]))
+
+
+def trained(store: Store, inputs: dict[str, Artifact], settings: Settings, device: torch.device, on_step: OnStep) -> Artifact:
+    """The run of these settings, trained here unless it exists. It is read like a `model` artefact."""
+    inputs = run_inputs(store, inputs, settings)
+    recorded = recorded_config("finetune", settings.model, settings.finetune, inputs["vectors"])
+    version = store.version_of(RUN, inputs, recorded)
+    if store.exists(RUN, version):
+        return store.open(RUN, version)
+    draft = store.draft(RUN, inputs, recorded)
+    psu = inputs[PSU].file("psu.safetensors") if PSU in inputs else None
+    vectors = inputs["vectors"].path
+    model = fresh_model(settings.model, settings.finetune, vectors, psu).to(device)
+    lane = partial(open_finetune_lane, shard_paths(inputs["pairs"]), settings.finetune, vectors)
+    curve = fit(model, lane, settings.finetune, draft.path / "_fit", on_step)
+    _save(model, draft.path / "model.safetensors")
+    pq.write_table(curve, draft.path / "curve.parquet")
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return store.publish(draft, {**curve_summary(curve), "parameters": parameters}, current=False)
+
+
+def rows_version(store: Store, run: Artifact, config: EvaluateConfig) -> str:
+    """Version of the rows of a run under this evaluation."""
+    return store.version_of(ROWS, {RUN: run}, _protocol(config))
+
+
+def scored(store: Store, inputs: dict[str, Artifact], run: Artifact, config: EvaluateConfig, device: torch.device) -> Artifact:
+    """Rows of `model` and the floors on the held-out requests of all users, scored here unless they exist."""
+    version = rows_version(store, run, config)
+    if store.exists(ROWS, version):
+        return store.open(ROWS, version)
+    model = load_model(run, inputs["vectors"]).to(device)
+    pool = ItemPool.of(pq.read_table(inputs["pairs"].file("items.parquet")))
+    histories = read_histories(pa.concat_tables([pq.read_table(path) for path in shard_paths(inputs["pairs"])]))
+    scorers: dict[str, ScoreFn] = {MODEL: lambda batch: model.score(batch.to(device)), **floors(pool)}
+    share = min(config.full_ranking_users / max(len(histories), 1), 1.0)
+    draft = store.draft(ROWS, {RUN: run}, _protocol(config))
+    evaluate_histories(histories, pool, scorers, config, share).write(draft.path)
+    return store.publish(draft, current=False)
+
+
+def _protocol(config: EvaluateConfig) -> dict[str, object]:
+    return config.model_dump(mode="json", exclude={"num_workers"})
+
+
+def _save(model: nn.Module, path: Path) -> None:
+    save_file({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, path)

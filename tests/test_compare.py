@@ -1,0 +1,220 @@
+"""A comparison: the same search for every model, one run found or resumed, one report over tasks of a cluster."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from seminar.artifacts import Artifact, Store
+from seminar.compare.cost import history_bytes, score_times
+from seminar.compare.plan import draws, model_plans, trial_plans, variant_plans
+from seminar.compare.run import PSU, RUN, pretrained, psu_version, scored, trained
+from seminar.config import CompareConfig, DataConfig, ModelConfig, RayConfig, Settings, load_settings, merged, settings_of
+from seminar.errors import ConfigError, VersionMismatch
+from seminar.evaluate.evaluation import Rows
+from seminar.models import NAMES, UNITS, load_model
+from seminar.ranker import load_ranker
+from seminar.sequences import read_histories
+from seminar.train.build import shard_paths
+from tests.bundles import make_vectors
+
+CPU = torch.device("cpu")
+SMALL = {
+    "model": {"dim": 16, "num_heads": 2, "id_dim": 8, "num_token_rows": 64, "top_k": 4, "recent": 4, "hidden": [16]},
+    "embed": {"image_encoder": "none"},
+    "pretrain": {"steps": 4, "lanes": 2, "chunks_per_lane": 2, "window": 8, "num_chunks": 2, "checkpoint_every": 2},
+    "finetune": {"steps": 4, "lanes": 2, "requests_per_lane": 4, "checkpoint_every": 2, "warmup_steps": 0},
+    "evaluate": {"num_negatives": 5, "full_ranking_users": 30},
+    "compare": {"cost_lengths": [8]},
+}
+
+
+def small(**compare: object) -> Settings:
+    return settings_of(merged(SMALL, {"compare": compare}))
+
+
+@pytest.fixture(scope="module")
+def inputs(tiny_store: Store, tiny_pairs: Artifact) -> dict[str, Artifact]:
+    return {"pairs": tiny_pairs, "vectors": make_vectors(tiny_store, tiny_pairs)}
+
+
+def test_every_model_is_tuned_by_the_same_draws() -> None:
+    settings = small(trials=4, trial_steps=2)
+    trials = draws(settings, np.random.default_rng(0))
+    assert trials == draws(settings, np.random.default_rng(0))
+    assert trials[0] == {}, "the settings as given are a trial"
+    assert len({json.dumps(t) for t in trials}) == 4
+    by_kind = [trial_plans(settings, kind, trials) for kind in settings.compare.models]
+    for plans in zip(*by_kind, strict=True):
+        changed = [plan.settings.finetune.model_copy(update={"pretrained": True}) for plan in plans]
+        assert all(one == changed[0] for one in changed)
+        assert {plan.settings.evaluate.split for plan in plans} == {"validation"}
+        assert {plan.settings.finetune.steps for plan in plans} == {2}
+
+
+def test_a_search_smaller_than_the_trials_ends() -> None:
+    settings = small(trials=9, search={"model.dropout": [0.0, 0.1]})
+    assert len(draws(settings, np.random.default_rng(0))) == 3
+
+
+def test_models_differ_by_kind_and_seed_alone() -> None:
+    settings = small(seeds=[3, 5])
+    kinds = [plan for kind in settings.compare.models for plan in model_plans(settings, kind, {"finetune.learning_rate": 0.01})]
+    assert [plan.name for plan in kinds] == [NAMES[kind] for kind in settings.compare.models for _ in range(2)]
+    same = {
+        plan.settings.model_copy(
+            update={
+                "model": plan.settings.model.model_copy(update={"kind": "seminar"}),
+                "finetune": plan.settings.finetune.model_copy(update={"seed": 0, "pretrained": True}),
+                "pretrain": plan.settings.pretrain.model_copy(update={"seed": 0}),
+                "evaluate": plan.settings.evaluate.model_copy(update={"full_ranking_users": 0}),
+            }
+        ).model_dump_json()
+        for plan in kinds
+    }
+    assert len(same) == 1
+    assert {plan.settings.finetune.pretrained for plan in kinds if plan.settings.model.kind not in ("seminar", "muse")} == {False}
+
+
+def test_variants_start_from_what_was_chosen_and_name_their_model() -> None:
+    settings = small(
+        variants={"no ids": {"model": {"channels": ["text"]}}, "plain": {"model": {"kind": "twin", "cross_features": False}}},
+        lengths=[4],
+    )
+    chosen = {"seminar": {"finetune.learning_rate": 0.5}, "twin": {"finetune.learning_rate": 0.25}}
+    plans = {plan.name: plan.settings for plan in variant_plans(settings, chosen)}
+    assert list(plans) == ["SEMINAR / no ids", "TWIN / plain", "SEMINAR L=4"]
+    assert plans["SEMINAR / no ids"].finetune.learning_rate == 0.5
+    assert plans["TWIN / plain"].finetune.learning_rate == 0.25
+    assert not plans["TWIN / plain"].finetune.pretrained
+    assert plans["SEMINAR L=4"].finetune.max_history == plans["SEMINAR L=4"].evaluate.max_history == 4
+
+
+def test_a_mistyped_variant_is_refused_by_name() -> None:
+    settings = small(variants={"typo": {"model": {"chanels": ["text"]}}})
+    with pytest.raises(ConfigError, match=r"run 'SEMINAR / typo'.*chanels.*did you mean 'channels'"):
+        variant_plans(settings, {})
+    with pytest.raises(ConfigError, match="must be among seeds"):
+        small(variant_seeds=[9])
+
+
+@pytest.mark.parametrize("kind", NAMES)
+def test_any_kind_is_trained_scored_and_loaded(kind: str, tiny_store: Store, inputs: dict[str, Artifact]) -> None:
+    settings = settings_of(merged(SMALL, {"model.kind": kind, "finetune.pretrained": False}))
+    run = trained(tiny_store, inputs, settings, CPU, lambda row: None)
+    assert run.manifest.metrics["steps"] == 4
+    rows = Rows.read(scored(tiny_store, inputs, run, settings.evaluate, CPU).path)
+    assert set(rows.ranked["scorer"].to_pylist()) == {"model", "popularity", "in-history, then popularity"}
+    assert set(rows.ranked["protocol"].to_pylist()) == {"sampled", "full"}
+    model = load_model(run, inputs["vectors"])
+    assert model.config.kind == kind
+    if kind != "seminar":
+        with pytest.raises(VersionMismatch, match="expected kind 'seminar'"):
+            load_ranker(run, inputs["vectors"])
+    histories = read_histories(pq.read_table(shard_paths(inputs["pairs"])[0]))
+    times = score_times(run, inputs["vectors"], histories, [3, 90])
+    assert all(time > 0 for time in times.values())
+    assert history_bytes(settings.model, 90) > 0
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, tiny_store: Store, inputs: dict[str, Artifact]) -> None:
+    settings = settings_of(merged(SMALL, {"finetune.seed": 1}))
+
+    class Cut(Exception):
+        pass
+
+    def cut_at_3(row: dict[str, float]) -> None:
+        if row["step"] == 3:
+            raise Cut
+
+    def quietly(row: dict[str, float]) -> None:
+        seen.append(row["step"])
+
+    whole, broken = Store(tmp_path / "whole"), Store(tmp_path / "broken")
+    seen: list[float] = []
+    weights = []
+    for store in (whole, broken):
+        pretrained(store, inputs, settings, lambda row: None)
+        if store is broken:
+            with pytest.raises(Cut):
+                trained(store, inputs, settings, CPU, cut_at_3)
+            seen.clear()
+        weights.append(trained(store, inputs, settings, CPU, quietly).file("model.safetensors").read_bytes())
+    assert seen == [3, 4], "it went on from the checkpoint of step 2"
+    assert weights[0] == weights[1]
+
+
+def test_a_psu_of_a_comparison_is_that_of_pretrain_and_depends_on_its_channels_alone(
+    tiny_store: Store, inputs: dict[str, Artifact]
+) -> None:
+    settings = small()
+    version = psu_version(tiny_store, inputs, settings)
+    for name, same in {"model.top_k": True, "finetune.steps": True, "model.channels": False, "pretrain.steps": False}.items():
+        value = {"model.top_k": 2, "finetune.steps": 9, "model.channels": ["text"], "pretrain.steps": 9}[name]
+        changed = settings_of(merged(SMALL, {name: value}))
+        assert (psu_version(tiny_store, inputs, changed) == version) is same, name
+    psu = pretrained(tiny_store, inputs, settings, lambda row: None)
+    assert (psu.kind, psu.version) == (PSU, version) if hasattr(psu, "kind") else psu.version == version
+
+
+def test_channels_that_are_not_used_change_no_score(tiny_store: Store, inputs: dict[str, Artifact]) -> None:
+    settings = settings_of(merged(SMALL, {"model.channels": ["text"], "finetune.pretrained": False}))
+    model = load_model(trained(tiny_store, inputs, settings, CPU, lambda row: None), inputs["vectors"])
+    rows = torch.arange(20)
+    unit, present = model.channels.unit_items(rows)
+    assert present[:, 0].any()
+    assert not present[:, 1:].any()
+    assert not unit[:, 1:].any()
+    assert not model.channels.unit_queries(torch.tensor([0, 1, -1]))[1].any()
+
+
+def test_one_command_compares_on_any_canonical_folder(
+    ray_session: None, tmp_path: Path, tiny_dataset: DataConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from workflows import compare
+
+    values = {
+        "workdir": str(tmp_path),
+        "data": tiny_dataset.model_dump(),
+        "prepare": {"num_shards": 4, "chunk_length": 16},
+        "ray": RayConfig(address="local").model_dump(),
+        "compare": {
+            "models": ["seminar", "sim_hard"],
+            "seeds": [0, 1],
+            "trials": 2,
+            "variants": {"no queries": {"model.channels": ["text", "image", "attributes"]}},
+            "lengths": [2],
+        },
+    }
+    settings = settings_of(merged(SMALL, values))
+    store = Store(tmp_path)
+    report = compare.run(settings, store)
+    page = report.file("comparison.md").read_text()
+    for name in ("SEMINAR", "SIM-hard", "SEMINAR / no queries", "SEMINAR L=2", "popularity"):
+        assert name in page
+    figures = json.loads(report.file("comparison.json").read_text())
+    origins = {line["query_origin"] for line in figures["results"]}
+    assert {"typed", "none"} <= origins
+    assert all(line["runs"] in (1, 2) for line in figures["results"])
+    assert "compare: SIM-hard, seed 1" in capsys.readouterr().out
+    runs = store.versions(RUN)
+    assert compare.run(settings, store).version == report.version
+    assert store.versions(RUN) == runs, "a rerun trains nothing"
+
+
+def test_the_comparisons_of_the_repository_are_valid() -> None:
+    for name in ("compare.toml", "compare_small.toml", "ablations.toml"):
+        settings = load_settings(Path(__file__).parent.parent / "configs" / name)
+        assert settings.compare.models[0] == "seminar"
+        plans = variant_plans(settings, {})
+        assert len({plan.settings.model_dump_json() for plan in plans}) == len(plans) > 0
+
+
+def test_every_kind_has_a_name_and_a_unit() -> None:
+    kinds = set(CompareConfig().models)
+    assert set(NAMES) == kinds
+    assert set(UNITS) == kinds - {"seminar"}
+    assert ModelConfig().kind == "seminar"
