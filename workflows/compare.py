@@ -52,6 +52,8 @@ def run(settings: Settings, store: Store) -> Artifact:
         prepare.run(settings, store)
         embed.run(settings, store)
         grid = Grid(settings, store, {kind: store.open(kind) for kind in ("pairs", "vectors")})
+        # All at once, before the search needs the first: one alone would leave the other cores idle.
+        grid.pretrain([plan for kind in settings.compare.models for plan in model_plans(settings, kind, {})])
         chosen, tuning = _tuned(grid)
         models = grid.results([plan for kind in settings.compare.models for plan in model_plans(settings, kind, chosen[kind])])
         variants = grid.results(variant_plans(settings, chosen))
@@ -105,13 +107,17 @@ class Grid:
 
     def results(self, plans: Sequence[Plan]) -> list[Done]:
         """Every plan, trained and scored where it is not yet; the PSUs that runs start from come first."""
-        starts = {psu_version(self.store, self.inputs, p.settings): p for p in plans if p.settings.finetune.pretrained}
-        self._perform(PSU, {version: plan for version, plan in starts.items() if not self.store.exists(PSU, version)})
+        self.pretrain(plans)
         missing = {f"{self._version(plan)}-{plan.settings.evaluate.split}": plan for plan in plans if self._find(plan) is None}
         self._perform(RUN, missing)
         found = [self._find(plan) for plan in plans]
         assert None not in found, "every task publishes what it was asked for"
         return [done for done in found if done is not None]
+
+    def pretrain(self, plans: Sequence[Plan]) -> None:
+        """The PSUs that these plans start from."""
+        starts = {psu_version(self.store, self.inputs, p.settings): p for p in plans if p.settings.finetune.pretrained}
+        self._perform(PSU, {version: plan for version, plan in starts.items() if not self.store.exists(PSU, version)})
 
     def _version(self, plan: Plan) -> str:
         return run_version(self.store, run_inputs(self.store, self.inputs, plan.settings), plan.settings)
