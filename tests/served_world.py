@@ -76,7 +76,7 @@ def diverged(world: World, folder: Path) -> Path:
     """The second bundle with a model that gives NaN, published with right checksums."""
     path = _copy(world, folder) / "model.safetensors"
     state = load_file(path)
-    state["out.bias"][:] = torch.nan
+    state["heads.out.bias"][:] = torch.nan
     save_file(state, path)
     return _restamp(world, folder, path.name)
 

@@ -370,10 +370,16 @@ def _taking_the_best(probe: Probe, scorer: TwoStageScorer) -> Probe:
 
 
 def _toml(settings: Settings) -> str:
-    """The settings as a file; JSON values are TOML values but for null, which is left out."""
+    """The settings as a file; JSON values are TOML values but for tables, and null, which is left out."""
+
+    def written(value: object) -> str:
+        if not isinstance(value, dict):
+            return json.dumps(value)
+        return f"{{{', '.join(f'{json.dumps(key)} = {written(inner)}' for key, inner in value.items() if inner is not None)}}}"
+
     lines = [f"workdir = {json.dumps(str(settings.workdir))}"]
     for name, section in settings.model_dump(mode="json", exclude={"workdir"}).items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in section.items() if value is not None)]
+        lines += [f"[{name}]", *(f"{key} = {written(value)}" for key, value in section.items() if value is not None)]
     return "\n".join(lines)
 
 
@@ -487,7 +493,7 @@ def test_scores_that_differ_are_noticed(live: LiveWorld) -> None:
     candidate = Candidate(live.place.settings(SECOND_NIGHT), live.place.store, ledger)
     bundle, service = Bundle.load(candidate.made("bundle").path), LiveService(live.url, None)
     with torch.no_grad():
-        bundle.ranker.out.bias += 1e-3
+        bundle.ranker.heads.out.bias += 1e-3
     with pytest.raises(DeployError, match=r"scores for user .* a difference of"):
         service.verify(bundle, candidate.probes())
     with pytest.raises(DeployError, match=r"no request that could be compared \(no probes\)"):
