@@ -127,7 +127,8 @@ class ChannelEncoder(nn.Module):
     """x^(m) = encoder output W_m, L2-normalised (SPEC 2). Attributes = item ID + hashed attribute tokens.
 
     The ID of an item never seen in training (train_count 0) is missing, not random: such an item lives by its content.
-    `hide_ids` (training only) hides a share of IDs so that content learns to stand in.
+    In training `hide_ids` hides a share of IDs so that content learns to stand in, `hide_channels` a share of the pairs' queries,
+    texts and images.
     """
 
     text: Tensor
@@ -144,7 +145,7 @@ class ChannelEncoder(nn.Module):
         super().__init__()
         self.num_token_rows = config.num_token_rows
         self.used = frozenset(config.channels)
-        self.hide_ids = 0.0
+        self.hide_ids = self.hide_channels = 0.0
         num_ids = tables.num_items if num_ids is None else num_ids
         self.ids = IdTable(num_ids, config.id_dim, generator)
         self.register_buffer("seen", torch.from_numpy(tables.train_count[:num_ids] > 0))
@@ -181,6 +182,10 @@ class ChannelEncoder(nn.Module):
         sizes = tuple(len(unit) for unit in units)
         starts = torch.tensor([0, *itertools.accumulate(sizes)][:-1], device=item_N.device)
         row_NM = torch.stack(rows, 1)
+        if self.training and self.hide_channels:
+            hidden_NM = torch.rand(row_NM.shape, device=row_NM.device) < self.hide_channels
+            hidden_NM[:, ATTRIBUTES] = False
+            row_NM = row_NM.masked_fill(hidden_NM, -1)
         return Columns(torch.cat(units), sizes, torch.where(row_NM >= 0, row_NM + starts, -1))
 
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:

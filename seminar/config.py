@@ -229,6 +229,12 @@ class FinetuneConfig(TrainConfig):
     """Weight of the loss that teaches GSU relevance the ESU's attention."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
     """Share of a batch's items whose ID is hidden, so that content learns to stand in for it."""
+    channel_dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of a batch's pairs whose query, text or image is hidden, each by itself."""
+    stochastic_length: float = Field(0.0, ge=0, le=16)
+    """A batch sees max_history / 2^u behaviours, u uniform in [0, this]; 0 shows all of them."""
+    quantised_search: bool = False
+    """Search by merged keys rounded to 8 bits in training too, as they are when served (not under gate mode target)."""
 
 
 class CodebookConfig(_Section):

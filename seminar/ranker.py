@@ -53,6 +53,7 @@ class Ranker(nn.Module):
         self.taste = Taste(config)
         self.heads = Heads(config, stats, self.esu.num_features + self.taste.num_features, generator)
         self.distillation = 0.0
+        self.quantised_search = False
         if config.freeze_psu and isinstance(channels, nn.Module):
             channels.requires_grad_(False)
 
@@ -89,11 +90,12 @@ class Ranker(nn.Module):
         """Project each distinct pair of the batch once; `source` replaces the ranker's own channels (unseen queries)."""
         return encode(batch, source or self.channels, self.gsu)
 
-    def relevance(self, encoded: Encoded) -> Float[Tensor, "B T L"]:
-        """Exact GSU relevance of every behaviour to every target."""
+    def relevance(self, encoded: Encoded, key_Pd: Float[Tensor, "P d"] | None = None) -> Float[Tensor, "B T L"]:
+        """Exact GSU relevance of every behaviour to every target; key_Pd: other merged keys, where the gate allows them."""
         folded = self.gsu.fold(encoded.target_BTd)
         if self.config.gate != "target":
-            return folded @ functional.embedding(encoded.history_BL, encoded.merged_Pd).transpose(1, 2)
+            key_Pd = encoded.merged_Pd if key_Pd is None else key_Pd
+            return folded @ functional.embedding(encoded.history_BL, key_Pd).transpose(1, 2)
         vector = torch.einsum("mde,bte->btmd", self.gsu.key_transform, folded)
         per_channel = torch.einsum("btmd,blmd->btlm", vector, encoded.gated.pairs.unit_NMd[encoded.history_BL])
         return (per_channel * self._target_weights(encoded)).sum(-1)
@@ -108,9 +110,9 @@ class Ranker(nn.Module):
     @torch.no_grad()
     def _keep(self, batch: Batch, encoded: Encoded) -> Int[Tensor, "B T K"]:
         """Positions that the GSU keeps."""
-        key = encoded.merged_Pd
+        key = rounded(encoded.merged_Pd) if self.training and self.quantised_search else encoded.merged_Pd
         if self.config.gate == "target" or key.device.type != "cpu" or key.dtype != torch.float32:
-            return keep_top_k(self.relevance(encoded), batch.mask_BL, self.config.top_k)
+            return keep_top_k(self.relevance(encoded, key), batch.mask_BL, self.config.top_k)
         return keep_nearest(self.gsu.fold(encoded.target_BTd), key, encoded.history_BL, batch.length_B, self.config.top_k)
 
     def cross(self, batch: Batch) -> Float[Tensor, "B T F"]:
@@ -182,6 +184,13 @@ class Ranker(nn.Module):
         target = torch.arange(encoded.target_BT.numel(), device=pair_BTK.device).view(*encoded.target_BT.shape, 1)
         of_pair = (gated.pairs.present_NM * bit).sum(-1)
         return functional.embedding(target * len(sets) + of_pair[pair_BTK], weight.flatten(0, 2))
+
+
+def rounded(key_Pd: Float[Tensor, "P d"]) -> Float[Tensor, "P d"]:
+    """Keys as their 8-bit levels give them back (`retrieval/int8.py`), with the levels of these keys."""
+    low_d, high_d = key_Pd.aminmax(dim=0)
+    centre_d, step = (low_d + high_d) / 2, ((high_d - low_d).max() / 2 / 127).clamp_min(1e-12)
+    return centre_d + step * ((key_Pd - centre_d) / step).round()
 
 
 def distillation_loss(

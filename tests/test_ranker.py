@@ -10,7 +10,8 @@ from seminar.config import FinetuneConfig
 from seminar.esu import Similarity, sim_tiers
 from seminar.gsu import keep_top_k
 from seminar.heads import CatalogueStats
-from seminar.ranker import Ranker, serving_ranker
+from seminar.ranker import Ranker, rounded, serving_ranker
+from seminar.retrieval.int8 import PackedKeys
 from seminar.train.training import Optimisers, train_step
 from tests.worlds import batch_of, seeded, small_config, vector_tables
 
@@ -198,6 +199,35 @@ def test_unseen_items_have_no_id_and_known_items_do() -> None:
     after = unit.channels.unit_items(torch.tensor([38, 1]))[0].detach()
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
+
+
+def test_rounded_keys_are_those_that_are_served() -> None:
+    key = torch.randn(300, 16, generator=seeded())
+    packed = PackedKeys.of(key.numpy())
+    served = packed.levels.centre_d + packed.levels.step * packed.level_LD()
+    torch.testing.assert_close(rounded(key), torch.from_numpy(served).float(), rtol=0, atol=1e-5)
+    assert (rounded(key) != key).any()
+
+
+def test_quantised_search_is_for_training_alone() -> None:
+    unit, batch = ranker(), batch_of([30], vector_tables())
+    plain = unit.score(batch)
+    unit.quantised_search = True
+    assert torch.equal(unit.score(batch), plain)
+    assert torch.isfinite(unit.train().loss(batch)["total"])
+
+
+def test_hidden_channels_are_missing_in_training_alone_and_ids_stay() -> None:
+    unit = ranker()
+    items, queries = torch.arange(20), torch.zeros(20, dtype=torch.int64)
+    present = encode_pairs(unit.channels, items, queries).present_NM
+    unit.channels.hide_channels = 0.5
+    assert torch.equal(encode_pairs(unit.channels, items, queries).present_NM, present)
+    unit.train()
+    shown = encode_pairs(unit.channels, items, queries).present_NM
+    assert not (shown & ~present).any()
+    assert torch.equal(shown[:, 3], present[:, 3])
+    assert 0 < int(shown[:, :3].sum()) < int(present[:, :3].sum())
 
 
 def test_top_k_never_returns_padding() -> None:

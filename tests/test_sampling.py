@@ -123,6 +123,20 @@ def test_targets_are_the_requests_pairs_their_negatives_and_its_exposures(outsid
             assert item not in owned
 
 
+def test_stochastic_length_shows_the_newest_behaviours_of_some_length_in_its_range() -> None:
+    users = world()
+    whole, cut = (requests_of(users, max_history=16, stochastic_length=value) for value in (0.0, 3.0))
+    longest = int(np.argmax(whole.lengths))
+    shown = [cut.draw(np.array([longest]), np.random.default_rng(seed)) for seed in range(40)]
+    full = whole.draw(np.array([longest]), np.random.default_rng(0))
+    lengths = {int(batch.length_B) for batch in shown}
+    assert len(lengths) > 3
+    assert 2 <= min(lengths) < max(lengths) <= 16
+    for batch in shown:
+        assert torch.equal(batch.item_BL[0], full.item_BL[0, -int(batch.length_B) :])
+        assert torch.equal(batch.total_length_B, full.total_length_B)
+
+
 def test_task_follows_the_query() -> None:
     samples = requests_of(world())
     batch = samples.draw(np.arange(len(samples)), np.random.default_rng(0))

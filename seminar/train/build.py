@@ -36,9 +36,9 @@ def fresh_model(model: ModelConfig, config: FinetuneConfig, vectors: Path, psu: 
     if psu is not None:
         unit.load_psu(load_file(psu))
     if isinstance(unit, Ranker):
-        unit.distillation = config.distillation
+        unit.distillation, unit.quantised_search = config.distillation, config.quantised_search
     if isinstance(unit.channels, ChannelEncoder):
-        unit.channels.hide_ids = config.id_dropout
+        unit.channels.hide_ids, unit.channels.hide_channels = config.id_dropout, config.channel_dropout
     return unit
 
 

@@ -78,7 +78,13 @@ class RequestSamples:
         query = np.concatenate([query_p, query_n[found], h.exposures.query[place_x]])[order]
         label = (np.arange(len(row)) < len(row_p)).astype(np.float32)[order]
         bounds = np.searchsorted(row[order], np.arange(len(index) + 1))
-        return collate(h, self._requests(user, start, bounds, item, query, label), self._config.max_history)
+        return collate(h, self._requests(user, start, bounds, item, query, label), self._length(rng))
+
+    def _length(self, rng: np.random.Generator) -> int:
+        """Most behaviours this batch shows."""
+        most, range_ = self._config.max_history, self._config.stochastic_length
+        # No draw where there is no choice: batches stay what they were.
+        return max(int(most / 2 ** rng.uniform(0, range_)), 1) if range_ else most
 
     def _choose_exposures(self, user: ndarray, request: ndarray, rng: np.random.Generator) -> tuple[ndarray, ndarray]:
         key = _request_key(user, request)
