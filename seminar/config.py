@@ -14,6 +14,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what differs in `extra`, section by section; a key may name its sections (`"finetune.steps"`)."""
+    result = dict(base)
+    for name, value in extra.items():
+        key, _, rest = name.partition(".")
+        value = {rest: value} if rest else value
+        inside = isinstance(value, dict) and (rest or isinstance(result.get(key), dict))
+        result[key] = merged(result.get(key, {}), value) if inside else value
+    return result
+
+
 class DataConfig(_Section):
     """Where the logs come from."""
 
@@ -366,6 +377,14 @@ class CompareConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CompareConfig":
+        for name, values in {"models": self.models, "seeds": self.seeds, **self.search}.items():
+            if not values or len({str(value) for value in values}) < len(values):
+                raise ValueError(f"{name} {list(values)} must name at least one, and each once")
+        changed = {f"variant {name!r}": merged({}, change) for name, change in self.variants.items()}
+        for name, change in {**changed, "search": merged({}, dict.fromkeys(self.search))}.items():
+            if other := sorted(set(change) - {"model", "pretrain", "finetune"}):
+                # Data and protocol are one for all runs, or figures could not stand side by side.
+                raise ValueError(f"{name} changes {other[0]!r}, but runs may differ in model, pretrain and finetune alone")
         if not set(self.variant_seeds or ()) <= set(self.seeds):
             raise ValueError(f"variant_seeds {self.variant_seeds} must be among seeds {self.seeds}: variants are paired by seed")
         return self
@@ -452,17 +471,6 @@ def settings_of(values: dict[str, Any], source: str = "settings") -> Settings:
         return Settings.model_validate(values)
     except ValidationError as error:
         raise ConfigError("; ".join(_sentence(source, e) for e in error.errors())) from error
-
-
-def merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    """`base` with what differs in `extra`, section by section; a key may name its sections (`"finetune.steps"`)."""
-    result = dict(base)
-    for name, value in extra.items():
-        key, _, rest = name.partition(".")
-        value = {rest: value} if rest else value
-        inside = isinstance(value, dict) and (rest or isinstance(result.get(key), dict))
-        result[key] = merged(result.get(key, {}), value) if inside else value
-    return result
 
 
 def _sentence(source: str, error: Any) -> str:

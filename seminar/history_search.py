@@ -11,8 +11,9 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.bundle import Bundle
-from seminar.channels import encode_pairs
+from seminar.channels import UnitTables, encode_pairs
 from seminar.gate import gate_softmax
+from seminar.ranker import Ranker
 from seminar.retrieval.base import Index, Keys, Probe, Retriever, TopK
 from seminar.retrieval.exact import ExactRetriever, MergedRetriever
 from seminar.retrieval.int8 import Int8Retriever
@@ -37,11 +38,22 @@ class Rows(Protocol):
     def user_id(self) -> str | None: ...
 
 
+@runtime_checkable
+class Catalogue(Protocol):
+    """What keys are made of: a bundle, or as much of one."""
+
+    @property
+    def units(self) -> UnitTables: ...
+
+    @property
+    def ranker(self) -> Ranker: ...
+
+
 class HistoryKeys:
     """Presence and weights of a history's channels, worked out for the rows that are asked for."""
 
-    def __init__(self, bundle: Bundle, history: Rows) -> None:
-        self._bundle = bundle
+    def __init__(self, catalogue: Catalogue, history: Rows) -> None:
+        self._catalogue = catalogue
         self.item_L, self.query_L = torch.from_numpy(history.item_L), torch.from_numpy(history.query_L)
 
     def __len__(self) -> int:
@@ -49,7 +61,7 @@ class HistoryKeys:
 
     def __getitem__(self, rows: slice | Int[Tensor, " N"]) -> Keys:
         item, query = self.item_L[rows], self.query_L[rows]
-        units, gsu = self._bundle.units, self._bundle.ranker.gsu
+        units, gsu = self._catalogue.units, self._catalogue.ranker.gsu
         if gsu.gate.mode == "behaviour":
             gated = gsu.gated(encode_pairs(units, item, query))
             return Keys(item, query, gated.pairs.present_NM, gated.weight_NM)
@@ -59,9 +71,10 @@ class HistoryKeys:
         return Keys(item, query, present, gate_softmax(gsu.gate.logit.expand(len(item), -1), present))
 
 
-def key_space(bundle: Bundle) -> KeySpace:
-    """The bundle's catalogue as its GSU sees it."""
-    return KeySpace(bundle.units.item_unit, bundle.units.query_unit, bundle.ranker.gsu.key_transform)
+def key_space(catalogue: Catalogue) -> KeySpace:
+    """The catalogue as its GSU sees it."""
+    units = catalogue.units
+    return KeySpace(units.item_unit, units.query_unit, catalogue.ranker.gsu.key_transform)
 
 
 class HistorySearch:

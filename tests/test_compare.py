@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from seminar.artifacts import Artifact, Store
-from seminar.compare.cost import history_bytes, score_times
+from seminar.channels import VectorTables, unit_tables
+from seminar.compare.cost import request_batches, score_times, search_bytes, served
 from seminar.compare.plan import draws, model_plans, trial_plans, variant_plans
-from seminar.compare.run import PSU, RUN, pretrained, psu_version, scored, trained
+from seminar.compare.run import PSU, RUN, pretrained, psu_version, require_lists, scored, trained
 from seminar.config import CompareConfig, DataConfig, ModelConfig, RayConfig, Settings, load_settings, merged, settings_of
-from seminar.errors import ConfigError, VersionMismatch
+from seminar.errors import ConfigError, DataError, VersionMismatch
 from seminar.evaluate.evaluation import Rows
+from seminar.evaluate.negatives import ItemPool
+from seminar.heads import CatalogueStats
 from seminar.models import NAMES, UNITS, load_model
-from seminar.ranker import load_ranker
+from seminar.ranker import load_ranker, serving_ranker
 from seminar.sequences import read_histories
 from seminar.train.build import shard_paths
 from tests.bundles import make_vectors
@@ -101,6 +104,33 @@ def test_a_mistyped_variant_is_refused_by_name() -> None:
         small(variant_seeds=[9])
 
 
+@pytest.mark.parametrize(
+    ("compare", "said"),
+    [
+        ({"seeds": [0, 0]}, "seeds .*each once"),
+        ({"models": []}, "models .*at least one"),
+        ({"search": {"model.dropout": [0.1, 0.1]}}, "model.dropout .*each once"),
+        ({"variants": {"other data": {"data.query_setting": "none"}}}, "variant 'other data' changes 'data'"),
+        ({"variants": {"easier": {"evaluate": {"num_negatives": 3}}}}, "variant 'easier' changes 'evaluate'"),
+        ({"search": {"embed.batch_size": [1, 2]}}, "search changes 'embed'"),
+    ],
+)
+def test_a_grid_that_could_not_be_compared_is_refused_before_it_trains(compare: dict[str, object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        small(**compare)
+
+
+def test_data_without_anything_to_rank_is_refused_before_it_trains(
+    inputs: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_lists(inputs["pairs"], small())
+    bare = ItemPool(np.full(200, -1, np.int32), np.ones(200, np.int64))
+    monkeypatch.setattr(ItemPool, "of", lambda table: bare)
+    with pytest.raises(DataError, match=r"validation split.*same_category.*evaluate.negatives = 'uniform'"):
+        require_lists(inputs["pairs"], small())
+    require_lists(inputs["pairs"], settings_of(merged(SMALL, {"evaluate.negatives": "uniform"})))
+
+
 @pytest.mark.parametrize("kind", NAMES)
 def test_any_kind_is_trained_scored_and_loaded(kind: str, tiny_store: Store, inputs: dict[str, Artifact]) -> None:
     settings = settings_of(merged(SMALL, {"model.kind": kind, "finetune.pretrained": False}))
@@ -117,7 +147,19 @@ def test_any_kind_is_trained_scored_and_loaded(kind: str, tiny_store: Store, inp
     histories = read_histories(pq.read_table(shard_paths(inputs["pairs"])[0]))
     times = score_times(run, inputs["vectors"], histories, [3, 90])
     assert all(time > 0 for time in times.values())
-    assert history_bytes(settings.model, 90) > 0
+    assert search_bytes(settings.model, 90) > 0
+
+
+def test_what_is_timed_is_what_is_scored(tiny_store: Store, inputs: dict[str, Artifact]) -> None:
+    settings = settings_of(merged(SMALL, {"finetune.pretrained": False}))
+    ranker = load_ranker(trained(tiny_store, inputs, settings, CPU, lambda row: None), inputs["vectors"])
+    histories = read_histories(pq.read_table(shard_paths(inputs["pairs"])[0]))
+    stats = CatalogueStats.of(VectorTables.load(inputs["vectors"]))
+    whole = serving_ranker(ranker.config, unit_tables(ranker.channels), stats, ranker.state_dict())
+    for length in (1, 40, 500):
+        batch = request_batches(histories, length)[0]
+        with torch.inference_mode():
+            torch.testing.assert_close(served(whole, batch)(), ranker(batch).logit_BTS, rtol=0, atol=1e-4)
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, tiny_store: Store, inputs: dict[str, Artifact]) -> None:
@@ -137,7 +179,7 @@ def test_an_interrupted_run_ends_as_if_it_had_not_been(tmp_path: Path, tiny_stor
     seen: list[float] = []
     weights = []
     for store in (whole, broken):
-        pretrained(store, inputs, settings, lambda row: None)
+        pretrained(store, inputs, settings, CPU, lambda row: None)
         if store is broken:
             with pytest.raises(Cut):
                 trained(store, inputs, settings, CPU, cut_at_3)
@@ -156,8 +198,8 @@ def test_a_psu_of_a_comparison_is_that_of_pretrain_and_depends_on_its_channels_a
         value = {"model.top_k": 2, "finetune.steps": 9, "model.channels": ["text"], "pretrain.steps": 9}[name]
         changed = settings_of(merged(SMALL, {name: value}))
         assert (psu_version(tiny_store, inputs, changed) == version) is same, name
-    psu = pretrained(tiny_store, inputs, settings, lambda row: None)
-    assert (psu.kind, psu.version) == (PSU, version) if hasattr(psu, "kind") else psu.version == version
+    psu = pretrained(tiny_store, inputs, settings, CPU, lambda row: None)
+    assert (psu.manifest.kind, psu.version) == (PSU, version)
 
 
 def test_channels_that_are_not_used_change_no_score(tiny_store: Store, inputs: dict[str, Artifact]) -> None:

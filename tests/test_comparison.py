@@ -28,7 +28,7 @@ from seminar.evaluate.protocol import FLOORS, IN_HISTORY, POPULARITY
 from seminar.evaluate.summary import ALL, LENGTH, summarise
 
 USERS, SHOWN = 150, 6
-COST = Cost(60.0, 50_000.0, 1_000, {200: 2.0, 1000: 5.0}, {200: 4e3, 1000: 2e4})
+COST = Cost(60.0, 0.0, 50_000.0, 1_000, {200: 2.0, 1000: 5.0}, {200: 4e3, 1000: 2e4})
 
 
 def made_rows(seed: int, lift: float = 0.0, origins: tuple[str, ...] = ("none", "typed"), pairs: int = 1) -> Rows:
@@ -376,7 +376,7 @@ def test_plots_are_drawn_and_not_blank(report: Path) -> None:
 
 def test_a_comparison_without_times_variants_or_tuning_leaves_those_out(tmp_path: Path) -> None:
     runs = [
-        replace(trained(name, 1, made_rows(i)), cost=Cost(1.0, 2.0, 3, {}, {}), curve=None)
+        replace(trained(name, 1, made_rows(i)), cost=Cost(1.0, 0.0, 2.0, 3, {}, {}), curve=None)
         for i, name in enumerate(("ours", "b"))
     ]
     plots = write_comparison(tmp_path, compared(*runs), EvaluateConfig())

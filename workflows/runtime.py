@@ -56,16 +56,19 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         ray.shutdown()
 
 
-def stream(function: Step, rows: Sequence[dict[str, Any]], config: RayConfig) -> Iterator[dict[str, Any]]:
+def stream(function: Step, rows: Sequence[dict[str, Any]], config: RayConfig, *, gpus: bool = False) -> Iterator[dict[str, Any]]:
     """Results of `function` over `rows` as they are ready, through Ray Data: one block, so one retried task, a row.
 
     `function` must be importable on the workers and idempotent; rows and results are small flat dicts, the data itself goes
-    through files. Ray Data bounds what is in flight. A SeminarError of a worker is raised here with its sentence.
+    through files. Ray Data bounds what is in flight. gpus: a task takes `gpus_per_worker` too. A SeminarError of a worker is
+    raised here with its sentence.
     """
     if not rows:
         return
     dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows))
-    yield from checked(dataset.map(partial(guarded, function), num_cpus=config.cpus_per_worker).iter_rows())
+    num_gpus = config.gpus_per_worker if gpus and config.gpus_per_worker else None
+    mapped = dataset.map(partial(guarded, function), num_cpus=config.cpus_per_worker, num_gpus=num_gpus)
+    yield from checked(mapped.iter_rows())
 
 
 def guarded(function: Step, row: dict[str, Any]) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def draws(settings: Settings, generator: np.random.Generator) -> list[dict[str, 
     """Settings of each trial: the first as given, the others drawn uniformly from `compare.search`, no two alike."""
     config = settings.compare
     found: list[dict[str, Any]] = [{}] if config.trials else []
-    space = int(np.prod([len(values) for values in config.search.values()]))
+    space = int(np.prod([len(values) for values in config.search.values()])) if config.search else 0
     while len(found) < min(config.trials, 1 + space):
         drawn = {name: values[int(generator.integers(len(values)))] for name, values in config.search.items()}
         if drawn not in found:

@@ -16,12 +16,14 @@ from torch import nn
 
 from seminar.artifacts import Artifact, Store
 from seminar.config import EvaluateConfig, Settings
+from seminar.errors import DataError, explain
 from seminar.evaluate.aligned import MODEL
 from seminar.evaluate.evaluation import evaluate_histories
 from seminar.evaluate.negatives import ItemPool
-from seminar.evaluate.protocol import ScoreFn, floors
+from seminar.evaluate.protocol import ScoreFn, floors, held_out_pairs, ranking_request
 from seminar.models import load_model
-from seminar.sequences import read_histories
+from seminar.provenance import commit
+from seminar.sequences import Histories, read_histories
 from seminar.train.build import (
     check_psu,
     curve_summary,
@@ -43,14 +45,14 @@ def psu_version(store: Store, inputs: dict[str, Artifact], settings: Settings) -
     return store.version_of(PSU, inputs, recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"]))
 
 
-def pretrained(store: Store, inputs: dict[str, Artifact], settings: Settings, on_step: OnStep) -> Artifact:
+def pretrained(store: Store, inputs: dict[str, Artifact], settings: Settings, device: torch.device, on_step: OnStep) -> Artifact:
     """The PSU of these settings, trained here unless it exists; it does not become current."""
     recorded = recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"])
     version = store.version_of(PSU, inputs, recorded)
     if store.exists(PSU, version):
         return store.open(PSU, version)
     draft = store.draft(PSU, inputs, recorded)
-    psu = fresh_psu(settings.model, settings.pretrain, inputs["vectors"].path)
+    psu = fresh_psu(settings.model, settings.pretrain, inputs["vectors"].path).to(device)
     lane = partial(open_pretrain_lane, shard_paths(inputs["pairs"]), settings.pretrain)
     curve = fit(psu, lane, settings.pretrain, draft.path / "_fit", on_step)
     _save(psu, draft.path / "psu.safetensors")
@@ -88,7 +90,8 @@ def trained(store: Store, inputs: dict[str, Artifact], settings: Settings, devic
     _save(model, draft.path / "model.safetensors")
     pq.write_table(curve, draft.path / "curve.parquet")
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return store.publish(draft, {**curve_summary(curve), "parameters": parameters}, current=False)
+    # Code is no part of a version: what it was trained with is at least written down.
+    return store.publish(draft, {**curve_summary(curve), "parameters": parameters, "commit": commit()}, current=False)
 
 
 def rows_version(store: Store, run: Artifact, config: EvaluateConfig) -> str:
@@ -109,6 +112,22 @@ def scored(store: Store, inputs: dict[str, Artifact], run: Artifact, config: Eva
     draft = store.draft(ROWS, {RUN: run}, _protocol(config))
     evaluate_histories(histories, pool, scorers, config, share).write(draft.path)
     return store.publish(draft, current=False)
+
+
+def require_lists(pairs: Artifact, settings: Settings) -> None:
+    """Raise DataError unless the splits that a comparison scores have something to rank: before hours of training, not after."""
+    pool = ItemPool.of(pq.read_table(pairs.file("items.parquet")))
+    for split in ("validation", "test") if settings.compare.trials else ("test",):
+        config = settings.evaluate.model_copy(update={"split": split})
+        if not any(_rankable(read_histories(pq.read_table(path)), pool, config) for path in shard_paths(pairs)):
+            what = f"{split} split of pairs {pairs.version}"
+            got = f"no held-out behaviour with a {config.negatives} negative"
+            fix = "set evaluate.negatives = 'uniform' for items without category, compare.trials = 0 without a validation split"
+            raise DataError(explain(what, got=got, expected="at least one", fix=fix))
+
+
+def _rankable(histories: Histories, pool: ItemPool, config: EvaluateConfig) -> bool:
+    return any(ranking_request(histories, pool, pair, config) is not None for pair in held_out_pairs(histories, config))
 
 
 def _protocol(config: EvaluateConfig) -> dict[str, object]:

@@ -26,16 +26,19 @@ _ALIKE = "evaluate all runs on the same pairs with the same evaluation settings"
 
 @dataclass(frozen=True)
 class Cost:
-    """What a run costs. train_s: seconds of training; train_pairs_per_s: scored pairs a second in it; parameters: trained ones.
+    """What a run costs. train_s: seconds of training, pretrain_s: of the pretraining it starts from; parameters: trained ones;
+    train_pairs_per_s: scored pairs a second in training.
 
-    score_us_per_target and bytes_per_user: history length (behaviours) -> microseconds a target on one core, bytes kept a user.
+    score_us_per_target and search_bytes: history length (behaviours) -> microseconds a target on one core, bytes of the history
+    that one request's search reads. Empty where they were not taken.
     """
 
     train_s: float
+    pretrain_s: float
     train_pairs_per_s: float
     parameters: int
     score_us_per_target: Mapping[int, float]
-    bytes_per_user: Mapping[int, float]
+    search_bytes: Mapping[int, float]
 
 
 @dataclass(frozen=True)

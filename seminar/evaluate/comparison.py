@@ -69,7 +69,8 @@ def compare(
     if REFERENCE not in roles.values():
         fix = "train it or choose another reference"
         raise DataError(explain("reference", got=f"{reference}", expected=f"one of {', '.join(roles)}", fix=fix))
-    weight_RU = draw_users(len(aligned.users), replicates, generator).astype(np.uint8)
+    # A replicate at a time: whole, in 64 bits, a million users would take 8 GB.
+    weight_RU = np.concatenate([draw_users(len(aligned.users), 1, generator).astype(np.uint8) for _ in range(replicates)])
     mix = _mix(aligned, replicates, generator)
     lines: list[dict[str, Any]] = []
     for sums in slices_of_runs(aligned):

@@ -128,7 +128,10 @@ def _setting(comparison: Comparison, protocol: str, sentence: str, lines: Lines)
         return
     variants = [line for line in ordered(whole, protocol) if line["role"] == VARIANT]
     if variants:
-        yield from ("", f"**Variants: differences to {comparison.reference}**", "", said, "", *paired_table(protocol, variants))
+        seeds = ", ".join(map(str, variants[0]["seeds"]))
+        same = f"Minus {comparison.reference} under the same seeds ({seeds}), not minus its line above."
+        yield from ("", f"**Variants: differences to {comparison.reference}**", "", f"{said} {same}", "")
+        yield from paired_table(protocol, variants)
     for metric in SLICED[protocol]:
         if any(line["slice"] != ALL for line in lines):
             heading = HEADINGS.get((protocol, metric), metric)

@@ -83,16 +83,17 @@ def cost_table(comparison: Comparison) -> Iterator[str]:
     names = list(dict.fromkeys(run.name for run in comparison.runs))
     times, sizes = (
         sorted({length for run in comparison.runs for length in getattr(run.cost, field)})
-        for field in ("score_us_per_target", "bytes_per_user")
+        for field in ("score_us_per_target", "search_bytes")
     )
-    heads = ["model", "training, s", "pairs/s in training", "parameters"]
-    heads += [f"µs a target, L = {length:,}" for length in times] + [f"bytes a user, L = {length:,}" for length in sizes]
+    heads = ["model", "training, s", "pretraining, s", "pairs/s in training", "parameters"]
+    heads += [f"µs a target, L = {length:,}" for length in times] + [f"bytes a search reads, L = {length:,}" for length in sizes]
     yield from ("Means over seeds; scoring on one core. L: behaviours of the history.", "")
     yield from (f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}")
     for name in names:
         costs = [run.cost for run in comparison.runs if run.name == name]
-        cells = [f"{np.mean([getattr(c, part) for c in costs]):,.0f}" for part in ("train_s", "train_pairs_per_s", "parameters")]
-        for field, lengths, digits in (("score_us_per_target", times, 2), ("bytes_per_user", sizes, 0)):
+        whole = ("train_s", "pretrain_s", "train_pairs_per_s", "parameters")
+        cells = [f"{np.mean([getattr(c, part) for c in costs]):,.0f}" for part in whole]
+        for field, lengths, digits in (("score_us_per_target", times, 2), ("search_bytes", sizes, 0)):
             for length in lengths:
                 known = [getattr(c, field)[length] for c in costs if length in getattr(c, field)]
                 cells.append(f"{np.mean(known):,.{digits}f}" if known else "–")

@@ -19,6 +19,7 @@ from seminar.errors import ArtifactError, VersionMismatch, explain
 from seminar.train.training import Optimisers
 
 CHECKPOINT_FORMAT = 1
+HEADER = "checkpoint.json"
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimisers: Optimisers, curve: pa.Table) -> None:
@@ -28,7 +29,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimisers: Optim
         tensors |= {f"{key}/{field}": value for field, value in optimiser.state[parameter].items()}
     save_file({name: value.detach().cpu().contiguous() for name, value in tensors.items()}, folder / "state.safetensors")
     pq.write_table(curve, folder / "curve.parquet")
-    (folder / "checkpoint.json").write_text(json.dumps({"format": CHECKPOINT_FORMAT, "step": step}))
+    (folder / HEADER).write_text(json.dumps({"format": CHECKPOINT_FORMAT, "step": step}))
 
 
 def load_checkpoint(folder: Path, model: nn.Module, optimisers: Optimisers) -> tuple[int, pa.Table]:
@@ -65,7 +66,7 @@ def model_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _header(folder: Path) -> dict[str, int]:
-    path = folder / "checkpoint.json"
+    path = folder / HEADER
     if not path.is_file():
         raise ArtifactError(
             explain(f"checkpoint {folder}", got="no checkpoint.json", expected="a finished checkpoint", fix="use another")

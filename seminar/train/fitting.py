@@ -14,7 +14,7 @@ import pyarrow as pa
 from torch import nn
 
 from seminar.config import TrainConfig
-from seminar.train.checkpoint import load_checkpoint, save_checkpoint
+from seminar.train.checkpoint import HEADER, load_checkpoint, save_checkpoint
 from seminar.train.lanes import Lane
 from seminar.train.training import Optimisers, StepResult, train_step
 
@@ -85,10 +85,12 @@ def _keep(folder: Path, step: int, model: nn.Module, optimisers: Optimisers, row
     shutil.rmtree(coming, ignore_errors=True)
     coming.mkdir(parents=True)
     save_checkpoint(coming, step, model, optimisers, pa.Table.from_pylist(rows))
+    # The old one stops being whole with its header, whatever of it is left when this is interrupted.
+    (folder / NEWEST / HEADER).unlink(missing_ok=True)
     shutil.rmtree(folder / NEWEST, ignore_errors=True)
     coming.rename(folder / NEWEST)
 
 
 def _whole(checkpoint: Path) -> bool:
     # The header is written last.
-    return (checkpoint / "checkpoint.json").is_file()
+    return (checkpoint / HEADER).is_file()
