@@ -1,8 +1,12 @@
 """Fixtures shared by all tests: one Ray session, a store, and a small log with every kind of dirt, prepared once without Ray."""
 
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+
+# Tests are small: threads that wait for each other on two shared cores cost minutes. Before torch and faiss are imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pyarrow as pa
