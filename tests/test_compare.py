@@ -96,6 +96,17 @@ def test_variants_start_from_what_was_chosen_and_name_their_model() -> None:
     assert plans["SEMINAR L=4"].finetune.max_history == plans["SEMINAR L=4"].evaluate.max_history == 4
 
 
+def test_as_published_a_model_sees_what_its_paper_feeds_it() -> None:
+    settings = small(published=True)
+    plans = {plan.name: plan.settings.model for plan in variant_plans(settings, {})}
+    assert set(plans) == {f"{NAMES[kind]} / as published" for kind in settings.compare.models}
+    assert not any(model.cross_features or model.trend_features for model in plans.values())
+    assert {name for name, model in plans.items() if "text" in model.channels} == {
+        f"{name} / as published" for name in ("SEMINAR", "QIN", "MUSE")
+    }
+    assert (plans["SEMINAR / as published"].taste, plans["SEMINAR / as published"].simtier) == (0, False)
+
+
 def test_a_mistyped_variant_is_refused_by_name() -> None:
     settings = small(variants={"typo": {"model": {"chanels": ["text"]}}})
     with pytest.raises(ConfigError, match=r"run 'SEMINAR / typo'.*chanels.*did you mean 'channels'"):

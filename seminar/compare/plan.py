@@ -53,7 +53,7 @@ def variant_plans(settings: Settings, chosen: dict[Kind, dict[str, Any]]) -> lis
     """Named variants and cut histories, each with the settings chosen for its model; never the whole catalogue."""
     config = settings.compare
     plans = []
-    for kind in config.models[1:] if config.published else ():
+    for kind in config.models if config.published else ():
         tuned = {**chosen.get(kind, {}), **_WITHOUT_CATALOGUE}
         name = f"{NAMES[kind]} / {PUBLISHED}"
         plans += [_plan(name, settings, seed, kind, tuned, published_inputs(kind)) for seed in config.paired_seeds]
@@ -70,10 +70,14 @@ def variant_plans(settings: Settings, chosen: dict[Kind, dict[str, Any]]) -> lis
 
 
 def published_inputs(kind: Kind) -> dict[str, Any]:
-    """What a model's paper feeds it of what this data has."""
-    with_content = kind in ("qin", "muse")
+    """What a model's paper feeds it of what this data has; SEMINAR also without what this code adds to it."""
+    with_content = kind in ("seminar", "qin", "muse")
     channels = ["query", "text", "image", "attributes"] if with_content else ["attributes"]
-    return {"model.channels": channels, "model.cross_features": False, "model.trend_features": False}
+    inputs = {"model.channels": channels, "model.cross_features": False, "model.trend_features": False}
+    if kind != "seminar":
+        return inputs
+    added = {"taste": 0, "simtier": False, "semantic_attention": False, "time_buckets": 0}
+    return inputs | {f"model.{name}": value for name, value in added.items()} | {"finetune.distillation": 0.0}
 
 
 def length_name(kind: Kind, length: int) -> str:
