@@ -365,7 +365,7 @@ class CompareConfig(_Section):
     variants: dict[str, dict[str, Any]] = {}
     """Name to settings that differ: an ablation of the first model or, with `model.kind`, another model changed."""
     published: bool = False
-    """Also train each model with the inputs of its paper: item ID and attributes (SEMINAR, QIN and MUSE: content too), no counts of
+    """Also train each model with the inputs of its paper: item ID and attributes (SEMINAR, QIN, MUSE: content too), no counts of
     the whole history, no trends; SEMINAR without what this code adds to it. Named `<model> / as published`."""
     variant_seeds: tuple[int, ...] | None = None
     """Training seeds of the variants, a part of `seeds`; none: the first."""
