@@ -27,10 +27,12 @@ Line = Mapping[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", type=Path, default=Path("configs/compare.toml"))
-    settings = absolute(load_settings(parser.parse_args().config))
+    config = parser.parse_args().config
+    settings = absolute(load_settings(config))
     report = compare.run(settings, Store(settings.workdir))
     document = json.loads(report.file("comparison.json").read_text())
-    publish("models", list(goals(document, settings)))
+    # One file of rows a grid: models.json for compare.toml, models_long.json for compare_long.toml.
+    publish(config.stem.replace("compare", "models"), list(goals(document, settings)))
 
 
 def goals(document: Mapping[str, Any], settings: Settings) -> Iterator[Goal]:
