@@ -16,7 +16,6 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy import ndarray
@@ -40,7 +39,9 @@ from seminar.history_search import key_space
 from seminar.progress import Progress
 from seminar.retrieval.base import Keys
 from seminar.schema import ORIGINS
-from seminar.sequences import Histories, read_histories
+from seminar.sequences import Histories
+from seminar.train.build import shard_paths
+from seminar.train.lanes import read_shards
 from workflows import embed, finetune, fit_codebooks, prepare, pretrain
 from workflows.runtime import absolute, ray_session
 
@@ -82,7 +83,7 @@ def main() -> None:
     store = Store(settings.workdir)
     bundle = Bundle.load((store.open("bundle") if store.versions("bundle") else made(settings, store)).path)
     pairs = store.open("pairs", bundle.manifest.inputs["pairs"].version)
-    histories, pool = read(pairs), ItemPool.of(pq.read_table(pairs.file("items.parquet")))
+    histories, pool = read_shards(shard_paths(pairs)), ItemPool.of(pq.read_table(pairs.file("items.parquet")))
     chosen = trials(histories, pool, settings.evaluate, arguments.users)
     contest = contest_of(bundle, histories, settings.evaluate)
     counts = measure(contest, histories, chosen, settings.evaluate.seed, arguments.threads)
@@ -102,12 +103,6 @@ def made(settings: Settings, store: Store) -> Artifact:
         for job in (prepare, embed, pretrain, finetune, fit_codebooks):
             job.run(settings, store)
     return store.open("bundle")
-
-
-def read(pairs: Artifact) -> Histories:
-    """All shards."""
-    shards = sorted(name for name in pairs.manifest.files if name.startswith("shards/"))
-    return read_histories(pa.concat_tables([pq.read_table(pairs.file(name)) for name in shards]))
 
 
 def trials(histories: Histories, pool: ItemPool, config: EvaluateConfig, users: int | None) -> list[Trial]:

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -37,7 +35,9 @@ from seminar.channels import VectorTables
 from seminar.config import FinetuneConfig, ModelConfig, load_settings
 from seminar.ranker import Ranker
 from seminar.schema import CTR, NONE, PSR
-from seminar.sequences import Histories, read_histories
+from seminar.sequences import Histories
+from seminar.train.build import shard_paths
+from seminar.train.lanes import read_shards
 from seminar.train.training import Optimisers, train_step
 from workflows import embed, prepare
 from workflows.runtime import absolute
@@ -56,9 +56,7 @@ class Source:
 
     def read(self) -> tuple[Histories, VectorTables]:
         store = Store(self.workdir)
-        pairs = store.open("pairs")
-        shards = [pq.read_table(pairs.file(name)) for name in sorted(pairs.manifest.files) if name.startswith("shards/")]
-        return read_histories(pa.concat_tables(shards)), VectorTables.load(store.open("vectors"))
+        return read_shards(shard_paths(store.open("pairs"))), VectorTables.load(store.open("vectors"))
 
 
 def main() -> None:

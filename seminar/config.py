@@ -289,6 +289,11 @@ class EvaluateConfig(_Section):
     max_history: int = Field(100_000, gt=0)
     num_workers: int = Field(2, gt=0)
 
+    @property
+    def protocol(self) -> dict[str, Any]:
+        """What figures depend on: everything but how many workers find them."""
+        return self.model_dump(mode="json", exclude={"num_workers"})
+
 
 class ServeConfig(_Section):
     """The scoring service."""

@@ -27,6 +27,17 @@ def distilled(
     return _Divergence.apply(query_BTd.flatten(0, 1), table_Pd.detach(), *tensors, counted.flatten())
 
 
+def distilled_plainly(
+    teacher_BTK: Float[Tensor, "B T K"], relevance_BTK: Float[Tensor, "B T K"], mask_BT: Bool[Tensor, "B T"]
+) -> Float[Tensor, ""]:
+    """The same from relevance (-inf for padding) by torch operations, on any device and where keys depend on the target."""
+    teacher = teacher_BTK.detach()
+    rows = (relevance_BTK > -torch.inf).any(-1, keepdim=True) & mask_BT[..., None]
+    student = torch.where(rows, relevance_BTK, 0.0).log_softmax(-1)
+    divergence = torch.where((teacher > 0) & rows, teacher * (teacher.clamp_min(1e-12).log() - student), 0.0).sum(-1)
+    return divergence.sum() / rows.sum().clamp_min(1)
+
+
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, table: Tensor, row: Tensor, teacher: Tensor, counted: Tensor) -> Tensor:

@@ -10,7 +10,6 @@ from torch.nn import functional
 from seminar.batching import Batch
 from seminar.channels import ChannelSource, encode_pairs
 from seminar.gate import ChannelMerge, GatedPairs
-from seminar.gathered import gathered_sum
 from seminar.psu import unique_pairs
 
 
@@ -38,17 +37,7 @@ def encode(batch: Batch, source: ChannelSource, merge: ChannelMerge) -> Encoded:
     unique, inverse = unique_pairs(item, query)
     gated = merge.gated(encode_pairs(source, *unique))
     history, target = inverse.split([batch.item_BL.shape[1], batch.item_BT.shape[1]], 1)
-    return Encoded(gated, merged(merge, gated), history, target)
-
-
-def merged(merge: ChannelMerge, gated: GatedPairs) -> Float[Tensor, "N d"]:
-    """`merge.merged`, with each distinct vector passed through G_j once where pairs still know which they share."""
-    columns = gated.pairs.columns
-    if columns is None:
-        return merge.merged(gated)
-    parts = zip(columns.unit_Ud.split(columns.sizes), merge.key_transform, strict=True)
-    table = torch.cat([unit @ transform for unit, transform in parts])
-    return gathered_sum(gated.weight_NM[None, :, None], table, columns.row_NM[None])[0, :, 0]
+    return Encoded(gated, merge.merged(gated), history, target)
 
 
 def pick(column: Tensor, position: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from seminar.fused_esu import Sources, fused
 from seminar.gathered import gathered_dot, gathered_sum
 from seminar.kernels.esu import MODALITIES
 from seminar.kernels.floats import WIDTH
+from seminar.rows import for_kernels
 from seminar.schema import TEXT
 
 NUM_CONTENT = MODALITIES
@@ -195,5 +196,4 @@ def sim_tiers(similarity: Similarity, num_bins: int) -> Float[Tensor, "B T F"]:
 
 def _fusible(target: Tensor, kept: Kept) -> bool:
     """The kernel reads whole vectors of float32 in this machine's memory, and has a gradient where keys are merged ahead."""
-    on_cpu = target.device.type == "cpu" and target.dtype == torch.float32
-    return on_cpu and target.shape[-1] % WIDTH == 0 and (kept.gate is None or not torch.is_grad_enabled())
+    return for_kernels(target) and target.shape[-1] % WIDTH == 0 and (kept.gate is None or not torch.is_grad_enabled())

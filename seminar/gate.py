@@ -1,13 +1,15 @@
 """How the channels of a pair become one vector: a learned scale a channel, the gate gamma, and the transforms G_j."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seminar.channels import Pairs
+from seminar.channels import ChannelEncoder, Pairs
 from seminar.config import ModelConfig
+from seminar.gathered import gathered_sum
 from seminar.schema import NUM_CHANNELS
 
 
@@ -56,6 +58,12 @@ class GatedPairs:
     gate_logit_NM: Float[Tensor, "N M"]
 
 
+def load_psu(state: Mapping[str, Tensor], channels: ChannelEncoder, gate: ChannelGate) -> None:
+    """Restore a PSU's channel encoder and gate from its state dict, as an initialisation."""
+    for prefix, module in (("channels.", channels), ("gate.", gate)):
+        module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
 class ChannelMerge(nn.Module):
     """x^(j) = s_j unit_j G_j and their gated sum, with G_j the identity at first (SEMINAR, fine-tuning)."""
 
@@ -70,7 +78,15 @@ class ChannelMerge(nn.Module):
         return GatedPairs(pairs, gate_softmax(logits, pairs.present_NM), logits)
 
     def merged(self, gated: GatedPairs) -> Float[Tensor, "N d"]:
-        """sum_j gamma_j s_j unit_j G_j: merged query of a target, merged key of a behaviour (unless the gate is the target's)."""
+        """sum_j gamma_j s_j unit_j G_j: merged query of a target, merged key of a behaviour (unless the gate is the target's).
+
+        Each distinct vector passes through G_j once where pairs still know which they share.
+        """
+        columns = gated.pairs.columns
+        if columns is not None:
+            parts = zip(columns.unit_Ud.split(columns.sizes), self.key_transform, strict=True)
+            table = torch.cat([unit @ transform for unit, transform in parts])
+            return gathered_sum(gated.weight_NM[None, :, None], table, columns.row_NM[None])[0, :, 0]
         weighted = gated.pairs.unit_NMd * (gated.weight_NM * self.gate.scale)[..., None]
         return weighted.flatten(1) @ self.transform.flatten(0, 1)
 

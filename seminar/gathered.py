@@ -21,21 +21,21 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
+
+from seminar.kernels import ASSOCIATIVE
+from seminar.rows import for_kernels, gather_rows
 
 T = TypeVar("T")
 ROWS_A_THREAD = 64
 """Targets below which another thread costs more than it saves."""
-_ASSOCIATIVE = {"reassoc", "contract", "nsz"}
-"""Sums may be vectorised; NaN and infinity keep their meaning."""
 
 
 def gathered_dot(
     query: Float[Tensor, "B T H d"], table: Float[Tensor, "P d"], row: Int[Tensor, "B T K"]
 ) -> Float[Tensor, "B T H K"]:
     """Inner product of each head's query with each of its K rows of the table; 0 for row -1."""
-    if not _in_place(query, table):
-        return torch.einsum("bthd,btkd->bthk", query, _plain(table, row))
+    if not for_kernels(query, table):
+        return torch.einsum("bthd,btkd->bthk", query, gather_rows(table, row))
     return _Dot.apply(query.flatten(0, 1), table, row.flatten(0, 1)).unflatten(0, row.shape[:2])
 
 
@@ -43,8 +43,8 @@ def gathered_sum(
     weight: Float[Tensor, "B T H K"], table: Float[Tensor, "P d"], row: Int[Tensor, "B T K"]
 ) -> Float[Tensor, "B T H d"]:
     """Weighted sum, head by head, of K rows of the table; row -1 adds nothing."""
-    if not _in_place(weight, table):
-        return torch.einsum("bthk,btkd->bthd", weight, _plain(table, row))
+    if not for_kernels(weight, table):
+        return torch.einsum("bthk,btkd->bthd", weight, gather_rows(table, row))
     return _Pool.apply(weight.flatten(0, 1), table, row.flatten(0, 1)).unflatten(0, row.shape[:2])
 
 
@@ -78,14 +78,6 @@ class _Pool(torch.autograd.Function):
         of_weight = _run_dot(grad, table, row) if ctx.needs_input_grad[0] else None
         of_table = _run_scatter(weight, grad, row, table) if ctx.needs_input_grad[1] else None
         return of_weight, of_table, None
-
-
-def _in_place(values: Tensor, table: Tensor) -> bool:
-    return values.device.type == "cpu" and values.dtype == table.dtype == torch.float32
-
-
-def _plain(table: Tensor, row: Tensor) -> Tensor:
-    return torch.where((row >= 0)[..., None], functional.embedding(row.clamp_min(0), table), 0.0)
 
 
 def _run_dot(query: Tensor, table: Tensor, row: Tensor) -> Tensor:
@@ -135,7 +127,7 @@ def _array(tensor: Tensor) -> Any:
 
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
-@numba.njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@numba.njit(nogil=True, cache=True, fastmath=ASSOCIATIVE)
 @no_type_check
 def _dot(query, table, row, out):
     for n in range(row.shape[0]):
@@ -149,7 +141,7 @@ def _dot(query, table, row, out):
                     out[n, h, k] = total
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@numba.njit(nogil=True, cache=True, fastmath=ASSOCIATIVE)
 @no_type_check
 def _pool(weight, table, row, out):
     for n in range(row.shape[0]):
@@ -162,7 +154,7 @@ def _pool(weight, table, row, out):
                         out[n, h, i] += w * table[r, i]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@numba.njit(nogil=True, cache=True, fastmath=ASSOCIATIVE)
 @no_type_check
 def _scatter(weight, vector, row, out):
     for n in range(row.shape[0]):

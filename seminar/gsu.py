@@ -19,6 +19,7 @@ from seminar.gate import ChannelMerge, gate_softmax
 from seminar.gathered import in_threads
 from seminar.kernels.keep import newest_best
 from seminar.retrieval.base import Probe, newest_top_k
+from seminar.rows import for_kernels
 from seminar.schema import NONE
 
 
@@ -54,7 +55,7 @@ def keep_top_k(relevance: Float[Tensor, "B T L"], mask: Bool[Tensor, "B L"], k: 
     """Positions of the K = min(k, L) most relevant behaviours, the newest of equals; -1 where there are fewer. PAD never wins."""
     length = mask.sum(-1)
     padded_on_the_right = torch.equal(mask, torch.arange(mask.shape[-1], device=mask.device) < length[:, None])
-    if relevance.device.type == "cpu" and relevance.dtype == torch.float32 and padded_on_the_right:
+    if for_kernels(relevance) and padded_on_the_right:
         return _keep_newest_best(relevance, length, min(k, relevance.shape[-1]))
     kept = newest_top_k(relevance.masked_fill(~mask[:, None], -torch.inf), min(k, relevance.shape[-1]))
     return torch.where(mask[:, None].expand_as(relevance).gather(-1, kept), kept, -1)

@@ -16,16 +16,17 @@ from torch.nn import functional
 
 from seminar.artifacts import Artifact
 from seminar.batching import Batch
-from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encoders_of
+from seminar.channels import ChannelEncoder, ChannelSource, UnitTables, VectorTables, encode_pairs, encoders_of
 from seminar.config import ModelConfig
-from seminar.distillation import distilled
+from seminar.distillation import distilled, distilled_plainly
 from seminar.encoded import Encoded, encode, pick
 from seminar.errors import VersionMismatch, explain
 from seminar.esu import ESU, Interest, Kept, TargetGate
-from seminar.gate import GatedPairs
+from seminar.gate import GatedPairs, load_psu
 from seminar.gathered import gathered_dot, gathered_sum
 from seminar.gsu import GSU, keep_nearest, keep_top_k, target_gate_weights
 from seminar.heads import CatalogueStats, Heads, own_task, task_losses
+from seminar.rows import for_kernels
 from seminar.schema import NONE, NUM_CHANNELS
 from seminar.taste import Taste
 
@@ -65,8 +66,7 @@ class Ranker(nn.Module):
     def load_psu(self, state: dict[str, Tensor]) -> None:
         """Restore a PSU's channel encoder and gate as initialisation."""
         assert isinstance(self.channels, ChannelEncoder), "a bundle's tables are not trained"
-        for prefix, module in (("channels.", self.channels), ("gate.", self.gsu.gate)):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        load_psu(state, self.channels, self.gsu.gate)
 
     def forward(self, batch: Batch) -> Ranked:
         """Both stages on a batch, exact GSU."""
@@ -102,8 +102,8 @@ class Ranker(nn.Module):
 
     def _distillation(self, ranked: Ranked, mask_BT: Bool[Tensor, "B T"]) -> Float[Tensor, ""]:
         kept = ranked.kept
-        if kept.gate is not None or kept.merged_Pd.device.type != "cpu" or kept.merged_Pd.dtype != torch.float32:
-            return distillation_loss(ranked.interest, self.kept_relevance(kept), mask_BT)
+        if kept.gate is not None or not for_kernels(kept.merged_Pd):
+            return distilled_plainly(ranked.interest.attention_BTHK.mean(2), self.kept_relevance(kept), mask_BT)
         folded = self.gsu.fold(functional.embedding(kept.target_BT, kept.merged_Pd.detach()))
         return distilled(folded, kept.merged_Pd, kept.row_BTK, ranked.interest.attention_BTHK.mean(2), mask_BT)
 
@@ -111,7 +111,7 @@ class Ranker(nn.Module):
     def _keep(self, batch: Batch, encoded: Encoded) -> Int[Tensor, "B T K"]:
         """Positions that the GSU keeps."""
         key = rounded(encoded.merged_Pd) if self.training and self.quantised_search else encoded.merged_Pd
-        if self.config.gate == "target" or key.device.type != "cpu" or key.dtype != torch.float32:
+        if self.config.gate == "target" or not for_kernels(key):
             return keep_top_k(self.relevance(encoded, key), batch.mask_BL, self.config.top_k)
         return keep_nearest(self.gsu.fold(encoded.target_BTd), key, encoded.history_BL, batch.length_B, self.config.top_k)
 
@@ -128,6 +128,13 @@ class Ranker(nn.Module):
         """The same of N behaviours of one user, summed a channel before the channels merge: no key is made."""
         by_channel = torch.einsum("sn,nm,nmd->smd", weight_SN, gated.weight_NM, gated.pairs.unit_NMd)
         return torch.einsum("smd,mde->se", by_channel, self.gsu.key_transform)
+
+    def pooled_newest(self, batch: Batch) -> Float[Tensor, "S d"]:
+        """The pools of a batch of one user, from the behaviours that count alone."""
+        weight_SL = self.taste.weights(batch.hours_BL, batch.mask_BL)[0]
+        counted = slice(max(0, weight_SL.shape[1] - self.taste.newest), None)
+        pairs = encode_pairs(self.channels, batch.item_BL[0, counted], batch.query_BL[0, counted])
+        return self.pooled_of_pairs(self.gsu.gated(pairs), weight_SL[:, counted])
 
     def rank(
         self,
@@ -191,21 +198,6 @@ def rounded(key_Pd: Float[Tensor, "P d"]) -> Float[Tensor, "P d"]:
     low_d, high_d = key_Pd.aminmax(dim=0)
     centre_d, step = (low_d + high_d) / 2, ((high_d - low_d).max() / 2 / 127).clamp_min(1e-12)
     return centre_d + step * ((key_Pd - centre_d) / step).round()
-
-
-def distillation_loss(
-    interest: Interest, relevance_BTK: Float[Tensor, "B T K"], mask_BT: Bool[Tensor, "B T"]
-) -> Float[Tensor, ""]:
-    """KL from the ESU's mean attention to the GSU's softmax over the kept behaviours: what the GSU keeps is what the ESU wants.
-
-    Mean over real targets (mask_BT) of users with a history. The teacher is detached: the ESU does not learn from the GSU.
-    """
-    teacher = interest.attention_BTHK.detach().mean(2)
-    mask = relevance_BTK > -torch.inf
-    rows = mask.any(-1, keepdim=True) & mask_BT[..., None]
-    student = torch.where(rows, relevance_BTK, 0.0).log_softmax(-1)
-    divergence = torch.where((teacher > 0) & rows, teacher * (teacher.clamp_min(1e-12).log() - student), 0.0).sum(-1)
-    return divergence.sum() / rows.sum().clamp_min(1)
 
 
 def load_ranker(model: Artifact, vectors: Artifact) -> Ranker:

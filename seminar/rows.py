@@ -15,6 +15,11 @@ from seminar.kernels import rows as kernels
 from seminar.kernels.distinct import distinct as kernel_distinct
 
 
+def for_kernels(*values: Tensor) -> bool:
+    """Whether our own loops can read these: float32 in this machine's memory."""
+    return all(value.device.type == "cpu" and value.dtype == torch.float32 for value in values)
+
+
 def distinct(code: Int[Tensor, "*N"]) -> tuple[Int[Tensor, " U"], Int[Tensor, "*N"]]:
     """The distinct codes >= 0, in an order that depends on `code` alone, and which of them each element is; -1 if negative."""
     flat = code.flatten().long().contiguous()
@@ -29,14 +34,14 @@ def distinct(code: Int[Tensor, "*N"]) -> tuple[Int[Tensor, " U"], Int[Tensor, "*
 
 def unit_rows(vector: Float[Tensor, "N d"]) -> Float[Tensor, "N d"]:
     """Each row divided by its Euclidean norm, or by 1e-12 where that is larger."""
-    if vector.device.type == "cpu" and vector.dtype == torch.float32:
+    if for_kernels(vector):
         return _Unit.apply(vector)
     return functional.normalize(vector, dim=-1, eps=kernels.LEAST_NORM)
 
 
 def gather_rows(table: Float[Tensor, "R D"], row: Int[Tensor, "*N"]) -> Float[Tensor, "*N D"]:
     """Rows of the table, zeros for row -1."""
-    if table.device.type == "cpu" and table.dtype == torch.float32:
+    if for_kernels(table):
         return _Gather.apply(table, row.flatten()).view(*row.shape, table.shape[1])
     return torch.where((row >= 0)[..., None], functional.embedding(row.clamp_min(0), table), 0.0)
 
@@ -89,9 +94,8 @@ class _Bag(torch.autograd.Function):
     def forward(ctx: Any, table: Tensor, row: Tensor) -> Tensor:
         ctx.save_for_backward(row)
         ctx.shape = table.shape
-        if table.device.type != "cpu" or table.dtype != torch.float32:
-            vectors = functional.embedding(row.clamp_min(0), table)
-            return torch.where((row >= 0)[..., None], vectors, 0.0).sum(1)
+        if not for_kernels(table):
+            return gather_rows(table, row).sum(1)
         out = table.new_zeros(len(row), table.shape[1])
         kernels.sum_bags(table.detach().numpy(), row.contiguous().numpy(), out.numpy())
         return out
@@ -102,7 +106,7 @@ class _Bag(torch.autograd.Function):
         (row,), grad = ctx.saved_tensors, grad_outputs[0].contiguous()
         found, place = distinct(row)
         values = grad.new_zeros(len(found), grad.shape[1])
-        if grad.device.type == "cpu" and grad.dtype == torch.float32:
+        if for_kernels(grad):
             kernels.scatter_bags(grad.numpy(), place.contiguous().numpy(), values.numpy())
         else:
             for column in place.T:

@@ -116,9 +116,7 @@ class TwoStageScorer:
         top, choice = self.history_search.top_k(history, probe, config.top_k)
         kept, relevance = top.index_TK.numpy(), top.relevance_TK.numpy()
         length = len(history.item_L)
-        edges = np.arange(max(0, length - config.recent), length)
-        position_U = np.unique(np.concatenate([kept[kept >= 0], edges, np.arange(min(length, 1))])).astype(np.int64)
-        rows = np.where(kept >= 0, np.searchsorted(position_U, kept), NONE)
+        position_U, rows = passed_on(kept, length, config.recent)
         return Retrieved(
             item_U=history.item_L[position_U],
             query_U=history.query_L[position_U],
@@ -127,7 +125,7 @@ class TwoStageScorer:
             kept_TK=rows,
             relevance_TK=relevance,
             cross_TF=ranker.cross(batch)[0].numpy(),
-            pooled_Sd=self._pooled(batch).numpy(),
+            pooled_Sd=ranker.pooled_newest(batch).numpy(),
             total_length=length,
             choice=choice,
         )
@@ -156,14 +154,6 @@ class TwoStageScorer:
         vectors = torch.from_numpy(self._text_encoder.encode(list(texts))).float() @ self.bundle.project_query
         return torch.nn.functional.normalize(vectors, dim=-1).numpy()
 
-    def _pooled(self, batch: Batch) -> Tensor:
-        """The user's general taste, from the newest behaviours alone."""
-        ranker = self.bundle.ranker
-        weight_SL = ranker.taste.weights(batch.hours_BL, batch.mask_BL)[0]
-        counted = slice(max(0, weight_SL.shape[1] - ranker.taste.newest), None)
-        pairs = encode_pairs(self.bundle.units, batch.item_BL[0, counted], batch.query_BL[0, counted])
-        return ranker.pooled_of_pairs(ranker.gsu.gated(pairs), weight_SL[:, counted])
-
     def _source(self, targets: Targets) -> ChannelSource:
         if targets.unseen_Xd is None:
             return self.bundle.units
@@ -176,6 +166,14 @@ class TwoStageScorer:
         position = np.where(kept >= 0, retrieved.position_U[np.maximum(kept, 0)] if len(retrieved.position_U) else kept, NONE)
         attention, gate = ranked.interest.attention_BTHK[0].numpy(), encoded.gated.weight_NM[encoded.target_BT[0]].numpy()
         return Explanation(position, retrieved.relevance_TK, attention, channel.numpy(), gate)
+
+
+def passed_on(kept_TK: Int[ndarray, "T K"], length: int, recent: int) -> tuple[Int[ndarray, " U"], Int[ndarray, "T K"]]:
+    """Positions of the history that the second stage needs (kept by any target, the newest, the oldest), and where among them
+    each kept one stands."""
+    edges = np.arange(max(0, length - recent), length)
+    position_U = np.unique(np.concatenate([kept_TK[kept_TK >= 0], edges, np.arange(min(length, 1))])).astype(np.int64)
+    return position_U, np.where(kept_TK >= 0, np.searchsorted(position_U, kept_TK), NONE)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,8 @@ from seminar.history_search import key_space
 from seminar.retrieval.base import Keys, Probe, TopK
 from seminar.retrieval.exact import MergedIndex, MergedRetriever
 from seminar.sequences import Histories
+from seminar.train.build import shard_paths
+from seminar.train.lanes import read_shards
 from tests.bundles import MODEL, make_bundle, make_vectors
 
 KS = (5, 12, 1000)
@@ -66,7 +68,7 @@ def bundle(tiny_pairs: Artifact, tmp_path_factory: pytest.TempPathFactory) -> Bu
 
 @pytest.fixture(scope="module")
 def histories(tiny_pairs: Artifact) -> Histories:
-    return end_model.read(tiny_pairs)
+    return read_shards(shard_paths(tiny_pairs))
 
 
 @pytest.fixture(scope="module")

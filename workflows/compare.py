@@ -12,9 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from seminar.artifacts import Artifact, Store
 from seminar.compare.cost import score_times
@@ -30,8 +28,8 @@ from seminar.models import NAMES
 from seminar.progress import Progress
 from seminar.provenance import machine
 from seminar.schema import ORIGINS
-from seminar.sequences import Histories, read_histories
 from seminar.train.build import shard_paths
+from seminar.train.lanes import read_shards
 from workflows import embed, prepare
 from workflows.compare_grid import Done, Grid
 from workflows.runtime import ray_session
@@ -127,7 +125,7 @@ def _only(run: Trained, *, sampled: bool) -> Trained:
 def _times(grid: Grid, models: Sequence[Done]) -> dict[Kind, dict[int, float]]:
     """Time of a score by length, one model after another on this machine."""
     pairs, lengths = grid.inputs["pairs"], grid.settings.compare.cost_lengths
-    histories: Histories = read_histories(pa.concat_tables([pq.read_table(path) for path in shard_paths(pairs)]))
+    histories = read_shards(shard_paths(pairs))
     times = {}
     with Progress("compare: cost of a score", len(models), "models") as progress:
         for done in models:

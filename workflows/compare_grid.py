@@ -67,30 +67,30 @@ class Grid:
         # One task a run: two of them would write one draft. It scores under every protocol that is asked for.
         missing: dict[str, list[Plan]] = {}
         for plan in plans:
-            if self._find(plan) is None:
-                missing.setdefault(self._version(plan), []).append(plan)
+            version, done = self._find(plan)
+            if done is None:
+                missing.setdefault(version, []).append(plan)
         self._perform(RUN, missing)
-        found = [self._find(plan) for plan in plans]
-        assert None not in found, "every task publishes what it was asked for"
-        return [done for done in found if done is not None]
+        found = [done for _, done in map(self._find, plans) if done is not None]
+        assert len(found) == len(plans), "every task publishes what it was asked for"
+        return found
 
     def pretrain(self, plans: Sequence[Plan]) -> None:
         """The PSUs that these plans start from."""
         starts = {psu_version(self.store, self.inputs, p.settings): [p] for p in plans if p.settings.finetune.pretrained}
         self._perform(PSU, {version: same for version, same in starts.items() if not self.store.exists(PSU, version)})
 
-    def _version(self, plan: Plan) -> str:
-        return run_version(self.store, run_inputs(self.store, self.inputs, plan.settings), plan.settings)
-
-    def _find(self, plan: Plan) -> Done | None:
-        version = self._version(plan)
+    def _find(self, plan: Plan) -> tuple[str, Done | None]:
+        """Version of the plan's run, and what became of the plan if its rows are there."""
+        inputs = run_inputs(self.store, self.inputs, plan.settings)
+        version = run_version(self.store, inputs, plan.settings)
         if not self.store.exists(RUN, version):
-            return None
+            return version, None
         run = self.store.open(RUN, version)
         rows = rows_version(self.store, run, plan.settings.evaluate)
         if not self.store.exists(ROWS, rows):
-            return None
-        return Done(plan, run, self.store.open(ROWS, rows), run_inputs(self.store, self.inputs, plan.settings).get(PSU))
+            return version, None
+        return version, Done(plan, run, self.store.open(ROWS, rows), inputs.get(PSU))
 
     def _perform(self, kind: str, plans: Mapping[str, Sequence[Plan]]) -> None:
         """One Ray task a version."""

@@ -87,7 +87,7 @@ class ScoreParts:
 def run(settings: Settings, store: Store) -> Artifact:
     """Evaluate the current model on the current pairs and publish a `report`; the same inputs find the finished one."""
     inputs = _inputs(store)
-    config = settings.evaluate.model_dump(mode="json", exclude={"num_workers"})
+    config = settings.evaluate.protocol
     version = store.version_of("report", inputs, config)
     if store.exists("report", version):
         store.set_current("report", version)

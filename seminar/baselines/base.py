@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from seminar.batching import Batch
 from seminar.channels import ChannelEncoder, Pairs, VectorTables
 from seminar.config import ModelConfig
-from seminar.encoded import Encoded, encode
-from seminar.gate import ChannelMerge
+from seminar.encoded import Encoded, encode, pick
+from seminar.gate import ChannelMerge, load_psu
 from seminar.heads import CatalogueStats, Heads, own_task, task_losses
+from seminar.schema import NONE
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Seen:
     @property
     def target_BTd(self) -> Float[Tensor, "B T d"]:
         return nn.functional.embedding(self.target_BT, self.embedding_Pd)
+
+    def rows(self, kept_BTK: Int[Tensor, "B T K"]) -> Int[Tensor, "B T K"]:
+        """Which pair each kept position of the history is; -1 stays padding."""
+        return torch.where(kept_BTK >= 0, pick(self.history_BL, kept_BTK.clamp_min(0)), NONE)
 
     @classmethod
     def of(cls, batch: Batch, encoded: Encoded, category_I: Int[Tensor, " I"]) -> "Seen":
@@ -125,8 +130,7 @@ class Baseline(nn.Module):
 
     def load_psu(self, state: dict[str, Tensor]) -> None:
         """Restore a PSU's channel encoder and gate as initialisation."""
-        for prefix, module in (("channels.", self.channels), ("gate.", self.merge.gate)):
-            module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+        load_psu(state, self.channels, self.merge.gate)
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B T S"], Found]:
         """One logit a task for every target, and what the interest unit found."""

@@ -1,6 +1,6 @@
 """Cross features of a behaviour and a request that stand in for what papers take from player logs: its query, beside its age."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from seminar.config import ModelConfig
@@ -17,9 +17,3 @@ def query_state(behaviour: Int[Tensor, "B one_or_T N"], request: Int[Tensor, "B 
     request = request[..., None]
     searched = (behaviour >= 0).expand(-1, request.shape[1], -1) & ("query" in config.channels)
     return searched.long() + (searched & (behaviour == request))
-
-
-def by_value(weight: Float[Tensor, "B T H K"], value: Int[Tensor, "B T K"], num_values: int) -> Float[Tensor, "B T H V"]:
-    """Weight of all behaviours that share a value of a discrete feature: attention over V rows instead of K."""
-    out = weight.new_zeros(*weight.shape[:3], num_values)
-    return out.scatter_add(-1, value[:, :, None].expand_as(weight), weight)

@@ -32,10 +32,9 @@ from torch import Tensor, nn
 from seminar.attention import TargetAttention, masked_softmax
 from seminar.baselines.base import Found, Seen
 from seminar.baselines.content import CONTENT, NUM_CONTENT, content_vectors, item_relevance
-from seminar.baselines.parts import AGE_BUCKETS
+from seminar.baselines.parts import AGE_BUCKETS, ages
 from seminar.config import ModelConfig
-from seminar.encoded import pick
-from seminar.esu import Similarity, age_bucket, sim_tiers
+from seminar.esu import Similarity, sim_tiers
 from seminar.gathered import gathered_dot, gathered_sum
 from seminar.gsu import keep_top_k
 
@@ -57,10 +56,9 @@ class MUSE(nn.Module):
         """Keep K by content, attend over them, and count their similarities."""
         relevance_BTL, comparable_BTL = item_relevance(seen, *content_vectors(seen.pairs))
         kept_BTK = keep_top_k(relevance_BTL, seen.mask_BL, self.top_k)
-        mask_BTK, position = kept_BTK >= 0, kept_BTK.clamp_min(0)
-        row_BTK = torch.where(mask_BTK, pick(seen.history_BL, position), -1)
-        cosine_BTK = torch.where(comparable_BTL, relevance_BTL, 0.0).gather(2, position)
-        of_age_BTKH = nn.functional.embedding(age_bucket(pick(seen.hours_BL, position), AGE_BUCKETS), self.age_bias)
+        mask_BTK, row_BTK = kept_BTK >= 0, seen.rows(kept_BTK)
+        cosine_BTK = torch.where(comparable_BTL, relevance_BTL, 0.0).gather(2, kept_BTK.clamp_min(0))
+        of_age_BTKH = nn.functional.embedding(ages(seen, kept_BTK), self.age_bias)
         product_BTHK = gathered_dot(self.attention.fold(seen.target_BTd), seen.embedding_Pd, row_BTK)
         logit_BTHK = self.guided(product_BTHK, cosine_BTK) + of_age_BTKH.transpose(2, 3)
         weight_BTHK = masked_softmax(logit_BTHK, mask_BTK[:, :, None])

@@ -23,6 +23,17 @@ def keep_newest(match_BTL: Bool[Tensor, "B T L"], k: int) -> Int[Tensor, "B T K"
     return position.topk(min(k, length), dim=-1).values.flip(-1)
 
 
+def ages(seen: Seen, kept_BTK: Int[Tensor, "B T K"]) -> Int[Tensor, "B T K"]:
+    """Age bucket of each kept behaviour; of padding, that of the oldest."""
+    return age_bucket(pick(seen.hours_BL, kept_BTK.clamp_min(0)), AGE_BUCKETS)
+
+
+def by_value(weight: Float[Tensor, "B T H K"], value: Int[Tensor, "B T K"], num_values: int) -> Float[Tensor, "B T H V"]:
+    """Weight of all behaviours that share a value of a discrete feature: attention over V rows instead of K."""
+    out = weight.new_zeros(*weight.shape[:3], num_values)
+    return out.scatter_add(-1, value[:, :, None].expand_as(weight), weight)
+
+
 class IntervalAttention(nn.Module):
     """Multi-head target attention over kept behaviours whose keys and values carry their age (SIM, exact search unit).
 
@@ -39,12 +50,9 @@ class IntervalAttention(nn.Module):
 
     def forward(self, seen: Seen, kept_BTK: Int[Tensor, "B T K"]) -> Float[Tensor, "B T d"]:
         """Interest of each target in the kept positions of its history (-1 padding)."""
-        position, mask = kept_BTK.clamp_min(0), kept_BTK >= 0
-        row = torch.where(mask, pick(seen.history_BL, position), -1)
-        bucket = age_bucket(pick(seen.hours_BL, position), AGE_BUCKETS)
+        mask, row, bucket = kept_BTK >= 0, seen.rows(kept_BTK), ages(seen, kept_BTK)
         folded = self.attention.fold(seen.target_BTd)
         of_age = (folded @ self.age.T).gather(-1, bucket[:, :, None].expand(-1, -1, folded.shape[2], -1))
         weight = masked_softmax(gathered_dot(folded, seen.embedding_Pd, row) + of_age, mask[:, :, None])
-        in_bucket = weight.new_zeros(*weight.shape[:3], AGE_BUCKETS).scatter_add(-1, bucket[:, :, None].expand_as(weight), weight)
-        pooled = gathered_sum(weight, seen.embedding_Pd, row) + in_bucket @ self.age
+        pooled = gathered_sum(weight, seen.embedding_Pd, row) + by_value(weight, bucket, AGE_BUCKETS) @ self.age
         return torch.where(mask.any(-1, keepdim=True), self.attention.output(pooled), self.null)

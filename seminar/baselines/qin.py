@@ -35,10 +35,9 @@ from seminar.attention import TargetAttention, masked_softmax
 from seminar.baselines.base import Found, Seen
 from seminar.baselines.content import NUM_CONTENT, content_vectors, item_relevance, query_filter
 from seminar.baselines.cross import NUM_QUERY_STATES, query_state
-from seminar.baselines.parts import AGE_BUCKETS
+from seminar.baselines.parts import AGE_BUCKETS, ages
 from seminar.config import ModelConfig
 from seminar.encoded import pick
-from seminar.esu import age_bucket
 from seminar.gathered import gathered_dot, gathered_sum
 from seminar.gsu import keep_top_k
 from seminar.schema import ATTRIBUTES
@@ -67,10 +66,8 @@ class QIN(nn.Module):
         relevance_BTL = item_relevance(seen, content_Pmd, has_P)[0].masked_fill(~near_BTL, -torch.inf)
         kept_BTK = keep_top_k(relevance_BTL, seen.mask_BL, self.config.top_k)
         kept_BTK = torch.where(near_BTL.gather(2, kept_BTK.clamp_min(0)), kept_BTK, -1)
-        mask_BTK, position = kept_BTK >= 0, kept_BTK.clamp_min(0)
-        row_BTK = torch.where(mask_BTK, pick(seen.history_BL, position), -1)
-        age_BTK = age_bucket(pick(seen.hours_BL, position), AGE_BUCKETS)
-        gate_BTK = self.gate(age_BTK, query_state(pick(seen.query_BL, position), seen.query_BT, self.config))
+        mask_BTK, row_BTK, age_BTK = kept_BTK >= 0, seen.rows(kept_BTK), ages(seen, kept_BTK)
+        gate_BTK = self.gate(age_BTK, query_state(pick(seen.query_BL, kept_BTK.clamp_min(0)), seen.query_BT, self.config))
         has_id_P, id_Pd = seen.pairs.present_NM[:, ATTRIBUTES], seen.pairs.unit_NMd[:, ATTRIBUTES]
         fields = (
             (self.ids, self.age_bias[0], id_Pd, has_id_P, gate_BTK),

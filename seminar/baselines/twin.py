@@ -30,8 +30,8 @@ from torch import Tensor, nn
 
 from seminar.attention import TargetAttention, masked_softmax
 from seminar.baselines.base import Found, Seen
-from seminar.baselines.cross import NUM_QUERY_STATES, by_value, query_state
-from seminar.baselines.parts import AGE_BUCKETS
+from seminar.baselines.cross import NUM_QUERY_STATES, query_state
+from seminar.baselines.parts import AGE_BUCKETS, ages, by_value
 from seminar.config import ModelConfig
 from seminar.encoded import pick
 from seminar.esu import age_bucket
@@ -58,10 +58,8 @@ class TWIN(nn.Module):
         """Keep K by summed logits, then attend over them with the same logits."""
         folded_BTHd = self.attention.fold(seen.target_BTd)
         kept_BTK = keep_top_k(self.relevance(seen, folded_BTHd), seen.mask_BL, self.config.top_k)
-        mask_BTK, position = kept_BTK >= 0, kept_BTK.clamp_min(0)
-        row_BTK = torch.where(mask_BTK, pick(seen.history_BL, position), -1)
-        age_BTK = age_bucket(pick(seen.hours_BL, position), AGE_BUCKETS)
-        state_BTK = query_state(pick(seen.query_BL, position), seen.query_BT, self.config)
+        mask_BTK, row_BTK, age_BTK = kept_BTK >= 0, seen.rows(kept_BTK), ages(seen, kept_BTK)
+        state_BTK = query_state(pick(seen.query_BL, kept_BTK.clamp_min(0)), seen.query_BT, self.config)
         bias_BTKH = nn.functional.embedding(age_BTK, self.age_bias) + nn.functional.embedding(state_BTK, self.query_bias)
         logit_BTHK = gathered_dot(folded_BTHd, seen.embedding_Pd, row_BTK) + bias_BTKH.transpose(2, 3)
         weight_BTHK = masked_softmax(logit_BTHK, mask_BTK[:, :, None])

@@ -30,6 +30,7 @@ from seminar.retrieval.int8 import Int8Retriever
 from seminar.retrieval.regime import OVERFETCH
 from seminar.retrieval.rescored import LookedUp, RescoredIndex
 from seminar.schema import CTR, NONE
+from seminar.scorer import passed_on
 from seminar.sequences import Histories
 
 TARGETS = 100
@@ -157,9 +158,8 @@ def served(ranker: Ranker, batch: Batch) -> Callable[[], Float[Tensor, "1 T S"]]
     def score() -> Tensor:
         target = ranker.gsu.gated(encode_pairs(units, batch.item_BT[0], batch.query_BT[0]))
         probe = ranker.gsu.probe(ranker.gsu.merged(target), target.gate_logit_NM)
-        kept = index.top_k(probe, ranker.config.top_k).index_TK
-        edges = torch.arange(max(0, length - ranker.config.recent), length)
-        position = torch.unique(torch.cat([kept[kept >= 0], edges, torch.arange(min(length, 1))]))
+        kept = index.top_k(probe, ranker.config.top_k).index_TK.numpy()
+        position, rows = passed_on(kept, length, ranker.config.recent)
         seen = replace(
             batch,
             item_BL=batch.item_BL[:, position],
@@ -167,10 +167,7 @@ def served(ranker: Ranker, batch: Batch) -> Callable[[], Float[Tensor, "1 T S"]]
             hours_BL=batch.hours_BL[:, position],
             length_B=torch.tensor([len(position)]),
         )
-        rows = torch.where(kept >= 0, torch.searchsorted(position, kept), NONE)
-        newest = slice(max(0, length - ranker.taste.newest), None)
-        taste = ranker.gsu.gated(encode_pairs(units, batch.item_BL[0, newest], batch.query_BL[0, newest]))
-        pooled = ranker.pooled_of_pairs(taste, ranker.taste.weights(batch.hours_BL, batch.mask_BL)[0][:, newest])
-        return ranker.rank(seen, ranker.encode(seen), rows[None], ranker.cross(batch), pooled[None]).logit_BTS
+        pooled, cross = ranker.pooled_newest(batch)[None], ranker.cross(batch)
+        return ranker.rank(seen, ranker.encode(seen), torch.from_numpy(rows)[None], cross, pooled).logit_BTS
 
     return score

@@ -7,8 +7,8 @@ interrupted run goes on from its last checkpoint.
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from safetensors.torch import save_file
@@ -23,18 +23,19 @@ from seminar.evaluate.negatives import ItemPool
 from seminar.evaluate.protocol import ScoreFn, floors, held_out_pairs, ranking_request
 from seminar.models import load_model
 from seminar.provenance import commit
-from seminar.sequences import Histories, read_histories
+from seminar.sequences import Histories
 from seminar.train.build import (
     check_psu,
     curve_summary,
     fresh_model,
     fresh_psu,
     open_finetune_lane,
-    open_pretrain_lane,
     recorded_config,
     shard_paths,
 )
 from seminar.train.fitting import Row, fit
+from seminar.train.lanes import read_shards
+from seminar.train.sampling import pretrain_lane
 
 RUN, ROWS, PSU = "run", "rows", "psu"
 OnStep = Callable[[Row], None]
@@ -42,18 +43,17 @@ OnStep = Callable[[Row], None]
 
 def psu_version(store: Store, inputs: dict[str, Artifact], settings: Settings) -> str:
     """Version of the PSU that these settings pretrain; the same as that of `seminar pretrain`."""
-    return store.version_of(PSU, inputs, recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"]))
+    return store.version_of(PSU, inputs, _psu_config(inputs, settings))
 
 
 def pretrained(store: Store, inputs: dict[str, Artifact], settings: Settings, device: torch.device, on_step: OnStep) -> Artifact:
     """The PSU of these settings, trained here unless it exists; it does not become current."""
-    recorded = recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"])
-    version = store.version_of(PSU, inputs, recorded)
+    version = psu_version(store, inputs, settings)
     if store.exists(PSU, version):
         return store.open(PSU, version)
-    draft = store.draft(PSU, inputs, recorded)
+    draft = store.draft(PSU, inputs, _psu_config(inputs, settings), version)
     psu = fresh_psu(settings.model, settings.pretrain, inputs["vectors"].path).to(device)
-    lane = partial(open_pretrain_lane, shard_paths(inputs["pairs"]), settings.pretrain)
+    lane = partial(pretrain_lane, shard_paths(inputs["pairs"]), config=settings.pretrain)
     curve = fit(psu, lane, settings.pretrain, draft.path / "_fit", on_step)
     _save(psu, draft.path / "psu.safetensors")
     pq.write_table(curve, draft.path / "curve.parquet")
@@ -71,17 +71,16 @@ def run_inputs(store: Store, inputs: dict[str, Artifact], settings: Settings) ->
 
 def run_version(store: Store, inputs: dict[str, Artifact], settings: Settings) -> str:
     """Version of a run; `inputs` from `run_inputs`."""
-    return store.version_of(RUN, inputs, recorded_config("finetune", settings.model, settings.finetune, inputs["vectors"]))
+    return store.version_of(RUN, inputs, _run_config(inputs, settings))
 
 
 def trained(store: Store, inputs: dict[str, Artifact], settings: Settings, device: torch.device, on_step: OnStep) -> Artifact:
     """The run of these settings, trained here unless it exists. It is read like a `model` artefact."""
     inputs = run_inputs(store, inputs, settings)
-    recorded = recorded_config("finetune", settings.model, settings.finetune, inputs["vectors"])
-    version = store.version_of(RUN, inputs, recorded)
+    version = run_version(store, inputs, settings)
     if store.exists(RUN, version):
         return store.open(RUN, version)
-    draft = store.draft(RUN, inputs, recorded)
+    draft = store.draft(RUN, inputs, _run_config(inputs, settings), version)
     psu = inputs[PSU].file("psu.safetensors") if PSU in inputs else None
     vectors = inputs["vectors"].path
     model = fresh_model(settings.model, settings.finetune, vectors, psu).to(device)
@@ -96,7 +95,7 @@ def trained(store: Store, inputs: dict[str, Artifact], settings: Settings, devic
 
 def rows_version(store: Store, run: Artifact, config: EvaluateConfig) -> str:
     """Version of the rows of a run under this evaluation."""
-    return store.version_of(ROWS, {RUN: run}, _protocol(config))
+    return store.version_of(ROWS, {RUN: run}, config.protocol)
 
 
 def scored(store: Store, inputs: dict[str, Artifact], run: Artifact, config: EvaluateConfig, device: torch.device) -> Artifact:
@@ -106,10 +105,10 @@ def scored(store: Store, inputs: dict[str, Artifact], run: Artifact, config: Eva
         return store.open(ROWS, version)
     model = load_model(run, inputs["vectors"]).to(device)
     pool = ItemPool.of(pq.read_table(inputs["pairs"].file("items.parquet")))
-    histories = read_histories(pa.concat_tables([pq.read_table(path) for path in shard_paths(inputs["pairs"])]))
+    histories = read_shards(shard_paths(inputs["pairs"]))
     scorers: dict[str, ScoreFn] = {MODEL: lambda batch: model.score(batch.to(device)), **floors(pool)}
     share = min(config.full_ranking_users / max(len(histories), 1), 1.0)
-    draft = store.draft(ROWS, {RUN: run}, _protocol(config))
+    draft = store.draft(ROWS, {RUN: run}, config.protocol, version)
     evaluate_histories(histories, pool, scorers, config, share).write(draft.path)
     return store.publish(draft, current=False)
 
@@ -119,7 +118,7 @@ def require_lists(pairs: Artifact, settings: Settings) -> None:
     pool = ItemPool.of(pq.read_table(pairs.file("items.parquet")))
     for split in ("validation", "test") if settings.compare.trials else ("test",):
         config = settings.evaluate.model_copy(update={"split": split})
-        if not any(_rankable(read_histories(pq.read_table(path)), pool, config) for path in shard_paths(pairs)):
+        if not any(_rankable(read_shards([path]), pool, config) for path in shard_paths(pairs)):
             what = f"{split} split of pairs {pairs.version}"
             got = f"no held-out behaviour with a {config.negatives} negative"
             fix = "set evaluate.negatives = 'uniform' for items without category, compare.trials = 0 without a validation split"
@@ -130,8 +129,12 @@ def _rankable(histories: Histories, pool: ItemPool, config: EvaluateConfig) -> b
     return any(ranking_request(histories, pool, pair, config) is not None for pair in held_out_pairs(histories, config))
 
 
-def _protocol(config: EvaluateConfig) -> dict[str, object]:
-    return config.model_dump(mode="json", exclude={"num_workers"})
+def _psu_config(inputs: dict[str, Artifact], settings: Settings) -> dict[str, Any]:
+    return recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"])
+
+
+def _run_config(inputs: dict[str, Artifact], settings: Settings) -> dict[str, Any]:
+    return recorded_config("finetune", settings.model, settings.finetune, inputs["vectors"])
 
 
 def _save(model: nn.Module, path: Path) -> None:

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numba
 
+ASSOCIATIVE = {"reassoc", "contract", "nsz"}
+"""fastmath flags: sums may be vectorised; NaN and infinity keep their meaning."""
+
 
 def cache_folder(sources: Path) -> Path:
     """Where kernels compiled from these sources are kept: another folder whenever any of them changes."""

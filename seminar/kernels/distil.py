@@ -5,14 +5,12 @@ from typing import no_type_check
 import numba
 import numpy as np
 
+from seminar.kernels import ASSOCIATIVE
 from seminar.kernels.floats import WIDTH, exp, load_lanes, store_lanes
-
-_ASSOCIATIVE = {"reassoc", "contract", "nsz"}
-"""Sums may be vectorised; NaN and infinity keep their meaning."""
 
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
-@numba.njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@numba.njit(nogil=True, cache=True, fastmath=ASSOCIATIVE)
 @no_type_check
 def divergence(query, table, row, teacher, counted, loss, of_query):
     """loss[n] = KL(teacher[n] || softmax_k <query[n], table[row[n, k]]>), of_query[n] its gradient, for counted targets.

@@ -5,16 +5,16 @@ from typing import no_type_check
 import numba
 import numpy as np
 
+from seminar.kernels import ASSOCIATIVE
+
 LEAST_NORM = 1e-12
 """Shorter vectors are divided by this."""
-_ASSOCIATIVE = {"reassoc", "contract", "nsz"}
-"""Sums may be vectorised; NaN and infinity keep their meaning."""
 
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@numba.njit(nogil=True, cache=True, fastmath=ASSOCIATIVE)
 @no_type_check
 def to_unit(vector, unit, inverse_norm):
     """unit[n] = vector[n] * inverse_norm[n], of length 1."""
@@ -27,7 +27,7 @@ def to_unit(vector, unit, inverse_norm):
             unit[n, i] = vector[n, i] * inverse_norm[n]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=_ASSOCIATIVE)
+@numba.njit(nogil=True, cache=True, fastmath=ASSOCIATIVE)
 @no_type_check
 def from_unit(grad, unit, inverse_norm, out):
     """out = (grad - unit <unit, grad>) / norm; a vector shorter than LEAST_NORM was only scaled."""

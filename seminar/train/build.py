@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from seminar.artifacts import Artifact
 from seminar.baselines.base import Baseline
-from seminar.batching import Batch, WindowBatch
+from seminar.batching import Batch
 from seminar.channels import ChannelEncoder, VectorTables, encoders_of
 from seminar.config import PSU_SHAPES, FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
 from seminar.errors import VersionMismatch, explain
@@ -19,7 +19,7 @@ from seminar.models import build_model
 from seminar.psu import PSU
 from seminar.ranker import Ranker
 from seminar.train.lanes import Lane
-from seminar.train.sampling import finetune_lane, pretrain_lane
+from seminar.train.sampling import finetune_lane
 
 HOW = ("num_workers", "checkpoint_every", "max_failures", "log_every")
 """Settings that change how a result is computed, not which."""
@@ -40,11 +40,6 @@ def fresh_model(model: ModelConfig, config: FinetuneConfig, vectors: Path, psu: 
     if isinstance(unit.channels, ChannelEncoder):
         unit.channels.hide_ids, unit.channels.hide_channels = config.id_dropout, config.channel_dropout
     return unit
-
-
-def open_pretrain_lane(shards: list[Path], config: PretrainConfig, lane: int) -> Lane[WindowBatch]:
-    """One lane of windows from the PAIRS files of a pairs artefact."""
-    return pretrain_lane(shards, lane, config)
 
 
 def open_finetune_lane(shards: list[Path], config: FinetuneConfig, vectors: Path, lane: int) -> Lane[Batch]:

@@ -21,6 +21,7 @@ from seminar.config import TrainConfig
 from seminar.errors import explain
 from seminar.id_table import SparseTable
 from seminar.kernels.rows import adagrad
+from seminar.rows import for_kernels
 
 Losses = Mapping[str, Tensor]
 """What `model.loss(batch)` returns: named 0-d losses, each a mean over the lane's samples; `total` is what is minimised."""
@@ -56,7 +57,7 @@ class RowAdagrad(torch.optim.Adagrad):
                     continue
                 row, value, state = parameter.grad.indices()[0], parameter.grad.values(), self.state[parameter]
                 state["step"] += 1
-                if parameter.device.type == "cpu" and parameter.dtype == torch.float32:
+                if for_kernels(parameter):
                     table, sums = parameter.detach().numpy(), state["sum"].numpy()
                     rate, epsilon = np.float32(group["lr"]), np.float32(group["eps"])
                     adagrad(table, sums, row.numpy(), value.contiguous().numpy(), rate, epsilon)
