@@ -143,7 +143,7 @@ def fill(transform, centroid, hop, query, fold, table, start, step):
     entry, middle = np.empty((channels, spaces, centroids), np.float32), np.empty((channels, spaces), np.float32)
     begin = np.empty(start.shape[1], np.float64)
     asked_at, scaled_at, table_at = asked.ctypes.data, scaled.ctypes.data, table.ctypes.data
-    transform_at, centroid_at, entry_at = transform.ctypes.data, centroid.ctypes.data, entry.ctypes.data
+    transform_at, centroid_at = transform.ctypes.data, centroid.ctypes.data
     for t in range(query.shape[0]):
         reach = np.float32(0)
         begin[:] = 0
@@ -156,7 +156,7 @@ def fill(transform, centroid, hop, query, fold, table, start, step):
             _combine(scaled_at, transform_at + 4 * j * len(scaled) * len(asked), asked_at, len(scaled), len(asked) // LANES)
             for s in range(spaces):
                 v = j * spaces + s
-                to, book = entry_at + 4 * v * centroids, centroid_at + 4 * v * width * centroids
+                to, book = entry.ctypes.data + 4 * v * centroids, centroid_at + 4 * v * width * centroids
                 low, high = _combine(asked_at + 4 * s * hop, book, to, width, columns)
                 middle[j, s] = (low + high) / np.float32(2)
                 reach = max(reach, high - low)
@@ -168,7 +168,7 @@ def fill(transform, centroid, hop, query, fold, table, start, step):
         for j in range(channels):
             for s in range(spaces):
                 to = table_at + (t * table.shape[1] + j * room + s) * centroids
-                _quantise(entry_at + 4 * (j * spaces + s) * centroids, to, columns, middle[j, s], inverse)
+                _quantise(entry.ctypes.data + 4 * (j * spaces + s) * centroids, to, columns, middle[j, s], inverse)
             for s in range(spaces, room):
                 table[t, j * room + s] = 0
 
