@@ -12,35 +12,27 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seminar.attention import TargetAttention
 from seminar.batching import WindowBatch
 from seminar.channels import ChannelEncoder, Pairs, VectorTables, encode_pairs
 from seminar.config import ModelConfig, PretrainConfig
 from seminar.gate import ChannelGate
+from seminar.next_pair import NextPair
 from seminar.rows import distinct
 from seminar.sampled_softmax import sampled_softmax
 from seminar.schema import QUERY, TEXT
 
 
 class PSU(nn.Module):
-    """Channel encoder, gate, causal target attention and the three pretraining losses."""
-
-    log_popularity: Tensor
+    """Channel encoder, gate, next-pair predictor and the three pretraining losses."""
 
     def __init__(self, model: ModelConfig, pretrain: PretrainConfig, tables: VectorTables, generator: torch.Generator) -> None:
         super().__init__()
         self.config = pretrain
         self.channels = ChannelEncoder(tables, model, generator)
         self.gate = ChannelGate(model)
-        self.attention = TargetAttention(model.dim, model.num_heads, generator)
-        self.eos = nn.Parameter(torch.randn(model.dim, generator=generator) * 0.02)
-        self.null = nn.Parameter(torch.randn(model.dim, generator=generator) * 0.02)
-        self.log_temperature = nn.ParameterDict(
-            {name: nn.Parameter(torch.tensor(math.log(0.07))) for name in ("next", "align", "rel")}
-        )
+        self.next = NextPair(model, generator)
+        self.log_temperature = nn.ParameterDict({name: nn.Parameter(torch.tensor(math.log(0.07))) for name in ("align", "rel")})
         self.rel_bias = nn.Parameter(torch.zeros(()))
-        count = torch.from_numpy(tables.train_count).float().clamp_min(1)
-        self.register_buffer("log_popularity", (count / count.sum()).log(), persistent=False)
 
     @classmethod
     def build(cls, model: ModelConfig, pretrain: PretrainConfig, tables: VectorTables, generator: torch.Generator) -> "PSU":
@@ -51,54 +43,26 @@ class PSU(nn.Module):
         unique, inverse_BL = unique_pairs(batch.item_BL, batch.query_BL)
         pairs = encode_pairs(self.channels, *unique)
         merged_P = self._merge(pairs)
-        next_ = self._next(batch, merged_P, inverse_BL, self.log_popularity[unique[0]])
+        next_ = self._next(batch, merged_P, inverse_BL)
         align = self._align(batch, pairs, inverse_BL)
         rel = self._relevance(batch, pairs, inverse_BL)
         c = self.config
         return {"total": c.w_next * next_ + c.w_align * align + c.w_rel * rel, "next": next_, "align": align, "rel": rel}
 
-    def predict_next(
-        self, key_BLd: Float[Tensor, "B L d"], request_BL: Int[Tensor, "B L"], mask_BL: Bool[Tensor, "B L"]
-    ) -> Float[Tensor, "B L d"]:
-        """Prediction of each behaviour's pair from the behaviours of earlier requests (unit vectors).
-
-        The query of position p is <EOS> plus the last pair before p's request; a first request sees only the null interest.
-        """
-        visible_BLL = (request_BL[:, :, None] > request_BL[:, None, :]) & mask_BL[:, None, :]
-        seen_BL = visible_BLL.sum(-1)
-        last_BLd = torch.gather(key_BLd, 1, (seen_BL - 1).clamp_min(0)[..., None].expand_as(key_BLd))
-        query_BLd = self.eos + torch.where(seen_BL[..., None] > 0, last_BLd, 0.0)
-        interest_BLd = self._attend(query_BLd, key_BLd, visible_BLL)
-        interest_BLd = torch.where(seen_BL[..., None] > 0, interest_BLd, self.null)
-        return functional.normalize(interest_BLd + query_BLd, dim=-1)
-
-    def _attend(self, query_BLd: Tensor, key_BLd: Tensor, visible_BLL: Tensor) -> Float[Tensor, "B L d"]:
-        """`TargetAttention` where every key meets every query: keys are projected, queries are not folded."""
-        unit = self.attention
-        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (unit.wq, unit.wk, unit.wv))
-        query, key, value = (
-            rows.unflatten(-1, (unit.num_heads, -1)).transpose(1, 2)
-            for rows in (query_BLd @ of_query + unit.bq.flatten(), key_BLd @ of_key, key_BLd @ of_value)
-        )
-        # A first request sees nothing: it attends to everything, and the caller overwrites what comes of it.
-        mask = (visible_BLL | ~visible_BLL.any(-1, keepdim=True))[:, None]
-        pooled = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / math.sqrt(unit.dim))
-        return pooled.transpose(1, 2).flatten(2) @ unit.wo
-
     def _merge(self, pairs: Pairs) -> Float[Tensor, "P d"]:
         # Pretraining has no target whose gate could weigh behaviours, so gate mode `target` learns its own-pair form here.
         return torch.einsum("pmd,pm->pd", pairs.unit_NMd, self.gate.weights(pairs) * self.gate.scale)
 
-    def _next(self, batch: WindowBatch, merged_P: Tensor, inverse_BL: Tensor, log_q_P: Tensor) -> Tensor:
-        """L_next: sampled softmax over whole pairs of the batch, popularity-corrected, at every position."""
+    def _next(self, batch: WindowBatch, merged_P: Tensor, inverse_BL: Tensor) -> Tensor:
+        """L_next: sampled softmax over whole pairs of the batch at every position; popularity is the prior (`NextPair`)."""
         mask = batch.mask_BL
-        predicted = self.predict_next(merged_P[inverse_BL], batch.request_BL, mask)[mask]
+        predicted = self.next.at_every_position(merged_P[inverse_BL], batch.request_BL, mask)[mask]
         unit_P = functional.normalize(merged_P, dim=-1)
-        scale = (-self.log_temperature["next"]).exp()
+        scale = self.next.scale
         candidates = torch.randperm(len(unit_P), device=unit_P.device)[: self.config.num_negatives]
         excluded = _in_same_request(batch, inverse_BL, len(unit_P), candidates)
-        positive = scale * (predicted * unit_P[inverse_BL[mask]]).sum(-1) - log_q_P[inverse_BL[mask]]
-        return sampled_softmax(predicted, positive, unit_P[candidates], log_q_P[candidates], excluded, scale).mean()
+        positive = scale * (predicted * unit_P[inverse_BL[mask]]).sum(-1)
+        return sampled_softmax(predicted, positive, unit_P[candidates], excluded, scale).mean()
 
     def _align(self, batch: WindowBatch, pairs: Pairs, inverse_BL: Tensor) -> Tensor:
         length = -(-batch.mask_BL.shape[1] // self.config.num_chunks)

@@ -12,23 +12,20 @@ def sampled_softmax(
     predicted_Nd: Float[Tensor, "N d"],
     positive_N: Float[Tensor, " N"],
     candidate_Cd: Float[Tensor, "C d"],
-    log_q_C: Float[Tensor, " C"],
     excluded_NC: Bool[Tensor, "N C"],
     scale: Float[Tensor, ""],
 ) -> Float[Tensor, " N"]:
-    """-log softmax of the positive's logit among itself and scale <predicted, candidate> - log q of those not excluded.
+    """-log softmax of the positive's logit among itself and scale <predicted, candidate> of those not excluded.
 
     Gradients: predicted, positive, candidate and scale.
     """
-    return _SampledSoftmax.apply(predicted_Nd, positive_N, candidate_Cd, log_q_C, excluded_NC, scale)
+    return _SampledSoftmax.apply(predicted_Nd, positive_N, candidate_Cd, excluded_NC, scale)
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, predicted: Tensor, positive: Tensor, candidate: Tensor, log_q: Tensor, excluded: Tensor, scale: Tensor
-    ) -> Tensor:
-        logit = torch.addmm(log_q, predicted * scale, candidate.T, beta=-1).masked_fill_(excluded, -torch.inf)
+    def forward(ctx: Any, predicted: Tensor, positive: Tensor, candidate: Tensor, excluded: Tensor, scale: Tensor) -> Tensor:
+        logit = ((predicted * scale) @ candidate.T).masked_fill_(excluded, -torch.inf)
         top = torch.maximum(positive, logit.amax(1))
         share = logit.sub_(top[:, None]).exp_()
         of_positive = (positive - top).exp()
@@ -45,4 +42,4 @@ class _SampledSoftmax(torch.autograd.Function):
         of_product = weight * (share @ candidate)
         of_candidate = share.T @ (weight * scale * predicted)
         of_positive = weight[:, 0] * of_positive - grad_outputs[0]
-        return of_product * scale, of_positive, of_candidate, None, None, (of_product * predicted).sum()
+        return of_product * scale, of_positive, of_candidate, None, (of_product * predicted).sum()

@@ -1,0 +1,83 @@
+"""What a user takes next: attention from the last pair over those before it, as a unit vector in the space of merged keys.
+
+    prediction = normalise(interest + <EOS> + last pair),   log p(pair | history) = s <prediction, pair> + log q(pair) + constant
+
+q is the pair's popularity, which is known and need not be learned: an embedding is left with what the history adds to it. Where
+negatives are drawn by q, the prior and the correction for drawing cancel, and the loss has neither (SEMINAR, L_next).
+"""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seminar.attention import TargetAttention, masked_softmax
+from seminar.config import ModelConfig
+from seminar.gathered import gathered_dot, gathered_sum
+from seminar.schema import NONE
+
+
+class NextPair(nn.Module):
+    """Predicts pairs; learned by the PSU at every position of a window, asked by the ranker after the newest behaviour."""
+
+    def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.attention = TargetAttention(config.dim, config.num_heads, generator)
+        self.eos = nn.Parameter(torch.randn(config.dim, generator=generator) * 0.02)
+        self.null = nn.Parameter(torch.randn(config.dim, generator=generator) * 0.02)
+        self.log_temperature = nn.Parameter(torch.tensor(math.log(0.07)))
+
+    @property
+    def scale(self) -> Float[Tensor, ""]:
+        """s: what cosines are multiplied by."""
+        return (-self.log_temperature).exp()
+
+    def at_every_position(
+        self, key_BLd: Float[Tensor, "B L d"], request_BL: Int[Tensor, "B L"], mask_BL: Bool[Tensor, "B L"]
+    ) -> Float[Tensor, "B L d"]:
+        """Prediction of each behaviour's pair from the behaviours of earlier requests (unit vectors).
+
+        The query of position p is <EOS> plus the last pair before p's request; a first request sees only the null interest.
+        """
+        visible_BLL = (request_BL[:, :, None] > request_BL[:, None, :]) & mask_BL[:, None, :]
+        seen_BL = visible_BLL.sum(-1)
+        last_BLd = torch.gather(key_BLd, 1, (seen_BL - 1).clamp_min(0)[..., None].expand_as(key_BLd))
+        query_BLd = self.eos + torch.where(seen_BL[..., None] > 0, last_BLd, 0.0)
+        interest_BLd = self._attend(query_BLd, key_BLd, visible_BLL)
+        interest_BLd = torch.where(seen_BL[..., None] > 0, interest_BLd, self.null)
+        return functional.normalize(interest_BLd + query_BLd, dim=-1)
+
+    def after(self, merged_Pd: Float[Tensor, "P d"], row_BW: Int[Tensor, "B W"]) -> Float[Tensor, "B d"]:
+        """Prediction after the given behaviours, newest first: rows of merged_Pd, -1 for none."""
+        mask_BW = row_BW >= 0
+        query_Bd = self.eos + torch.where(mask_BW[:, :1], functional.embedding(row_BW[:, 0].clamp_min(0), merged_Pd), 0.0)
+        row_B1W = row_BW[:, None]
+        logit_B1HW = gathered_dot(self.attention.fold(query_Bd)[:, None], merged_Pd, row_B1W)
+        pooled_B1Hd = gathered_sum(masked_softmax(logit_B1HW, mask_BW[:, None, None]), merged_Pd, row_B1W)
+        interest_Bd = torch.where(mask_BW[:, :1], self.attention.output(pooled_B1Hd)[:, 0], self.null)
+        return functional.normalize(interest_Bd + query_Bd, dim=-1)
+
+    def logit(self, predicted_Bd: Float[Tensor, "B d"], merged_BTd: Float[Tensor, "B T d"]) -> Float[Tensor, "B T"]:
+        """s <prediction, pair>: how much likelier a pair is after this history than its popularity says, in logs."""
+        return self.scale * torch.einsum("bd,btd->bt", predicted_Bd, functional.normalize(merged_BTd, dim=-1))
+
+    def _attend(self, query_BLd: Tensor, key_BLd: Tensor, visible_BLL: Tensor) -> Float[Tensor, "B L d"]:
+        """`TargetAttention` where every key meets every query: keys are projected, queries are not folded."""
+        unit = self.attention
+        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (unit.wq, unit.wk, unit.wv))
+        query, key, value = (
+            rows.unflatten(-1, (unit.num_heads, -1)).transpose(1, 2)
+            for rows in (query_BLd @ of_query + unit.bq.flatten(), key_BLd @ of_key, key_BLd @ of_value)
+        )
+        # A first request sees nothing: it attends to everything, and the caller overwrites what comes of it.
+        mask = (visible_BLL | ~visible_BLL.any(-1, keepdim=True))[:, None]
+        pooled = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / math.sqrt(unit.dim))
+        return pooled.transpose(1, 2).flatten(2) @ unit.wo
+
+
+def newest_first(row_BL: Int[Tensor, "B L"], length_B: Int[Tensor, " B"], count: int) -> Int[Tensor, "B W"]:
+    """The newest `count` of each right-padded row of row_BL, newest first; -1 where there are fewer."""
+    position = length_B[:, None] - 1 - torch.arange(min(count, row_BL.shape[1]), device=row_BL.device)
+    return torch.where(position >= 0, row_BL.gather(1, position.clamp_min(0)), NONE)
