@@ -140,8 +140,6 @@ class ModelConfig(_Section):
     """Newest behaviours in the short recent-sequence branch."""
     taste: int = Field(512, ge=0, le=100_000)
     """Newest behaviours pooled into the user's general taste (SEMINAR only); 0 turns it off."""
-    next_pair: int = Field(256, ge=0, le=100_000)
-    """Newest behaviours from which the PSU's next-pair predictor expects the target (SEMINAR only); 0 turns it off."""
     simtier: bool = True
     """SimTier histograms of target-behaviour similarity (MUSE)."""
     simtier_bins: int = Field(16, ge=2, le=256)
@@ -211,7 +209,7 @@ class PretrainConfig(TrainConfig):
     """Behaviours a window."""
     num_chunks: int = Field(4, gt=0)
     """Alignment chunks a window: cost O(window^2 / num_chunks)."""
-    learning_rate: float = Field(6e-3, gt=0)
+    learning_rate: float = Field(1e-2, gt=0)
     sparse_learning_rate: float = Field(0.2, gt=0)
     """Adagrad rate of the ID tables: what is taken together is learned by them, and slower rates learn it late."""
     num_negatives: int = Field(1024, gt=0)

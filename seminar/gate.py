@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from seminar.channels import Pairs
+from seminar.channels import ChannelEncoder, Pairs
 from seminar.config import ModelConfig
 from seminar.gathered import gathered_sum
 from seminar.schema import NUM_CHANNELS
@@ -58,10 +58,9 @@ class GatedPairs:
     gate_logit_NM: Float[Tensor, "N M"]
 
 
-def load_psu(state: Mapping[str, Tensor], **modules: nn.Module) -> None:
-    """Restore parts of a PSU from its state dict, as an initialisation; names are those in the PSU."""
-    for name, module in modules.items():
-        prefix = f"{name}."
+def load_psu(state: Mapping[str, Tensor], channels: ChannelEncoder, gate: ChannelGate) -> None:
+    """Restore a PSU's channel encoder and gate from its state dict, as an initialisation."""
+    for prefix, module in (("channels.", channels), ("gate.", gate)):
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 

@@ -13,14 +13,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seminar.attention import TargetAttention, masked_softmax
+from seminar.attention import TargetAttention
 from seminar.config import ModelConfig
-from seminar.gathered import gathered_dot, gathered_sum
-from seminar.schema import NONE
 
 
 class NextPair(nn.Module):
-    """Predicts pairs; learned by the PSU at every position of a window, asked by the ranker after the newest behaviour."""
+    """Predicts the pair at every position of a window."""
 
     def __init__(self, config: ModelConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -34,7 +32,7 @@ class NextPair(nn.Module):
         """s: what cosines are multiplied by."""
         return (-self.log_temperature).exp()
 
-    def at_every_position(
+    def forward(
         self, key_BLd: Float[Tensor, "B L d"], request_BL: Int[Tensor, "B L"], mask_BL: Bool[Tensor, "B L"]
     ) -> Float[Tensor, "B L d"]:
         """Prediction of each behaviour's pair from the behaviours of earlier requests (unit vectors).
@@ -49,20 +47,6 @@ class NextPair(nn.Module):
         interest_BLd = torch.where(seen_BL[..., None] > 0, interest_BLd, self.null)
         return functional.normalize(interest_BLd + query_BLd, dim=-1)
 
-    def after(self, merged_Pd: Float[Tensor, "P d"], row_BW: Int[Tensor, "B W"]) -> Float[Tensor, "B d"]:
-        """Prediction after the given behaviours, newest first: rows of merged_Pd, -1 for none."""
-        mask_BW = row_BW >= 0
-        query_Bd = self.eos + torch.where(mask_BW[:, :1], functional.embedding(row_BW[:, 0].clamp_min(0), merged_Pd), 0.0)
-        row_B1W = row_BW[:, None]
-        logit_B1HW = gathered_dot(self.attention.fold(query_Bd)[:, None], merged_Pd, row_B1W)
-        pooled_B1Hd = gathered_sum(masked_softmax(logit_B1HW, mask_BW[:, None, None]), merged_Pd, row_B1W)
-        interest_Bd = torch.where(mask_BW[:, :1], self.attention.output(pooled_B1Hd)[:, 0], self.null)
-        return functional.normalize(interest_Bd + query_Bd, dim=-1)
-
-    def logit(self, predicted_Bd: Float[Tensor, "B d"], merged_BTd: Float[Tensor, "B T d"]) -> Float[Tensor, "B T"]:
-        """s <prediction, pair>: how much likelier a pair is after this history than its popularity says, in logs."""
-        return self.scale * torch.einsum("bd,btd->bt", predicted_Bd, functional.normalize(merged_BTd, dim=-1))
-
     def _attend(self, query_BLd: Tensor, key_BLd: Tensor, visible_BLL: Tensor) -> Float[Tensor, "B L d"]:
         """`TargetAttention` where every key meets every query: keys are projected, queries are not folded."""
         unit = self.attention
@@ -75,9 +59,3 @@ class NextPair(nn.Module):
         mask = (visible_BLL | ~visible_BLL.any(-1, keepdim=True))[:, None]
         pooled = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / math.sqrt(unit.dim))
         return pooled.transpose(1, 2).flatten(2) @ unit.wo
-
-
-def newest_first(row_BL: Int[Tensor, "B L"], length_B: Int[Tensor, " B"], count: int) -> Int[Tensor, "B W"]:
-    """The newest `count` of each right-padded row of row_BL, newest first; -1 where there are fewer."""
-    position = length_B[:, None] - 1 - torch.arange(min(count, row_BL.shape[1]), device=row_BL.device)
-    return torch.where(position >= 0, row_BL.gather(1, position.clamp_min(0)), NONE)

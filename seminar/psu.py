@@ -56,7 +56,7 @@ class PSU(nn.Module):
     def _next(self, batch: WindowBatch, merged_P: Tensor, inverse_BL: Tensor) -> Tensor:
         """L_next: sampled softmax over whole pairs of the batch at every position; popularity is the prior (`NextPair`)."""
         mask = batch.mask_BL
-        predicted = self.next.at_every_position(merged_P[inverse_BL], batch.request_BL, mask)[mask]
+        predicted = self.next(merged_P[inverse_BL], batch.request_BL, mask)[mask]
         unit_P = functional.normalize(merged_P, dim=-1)
         scale = self.next.scale
         candidates = torch.randperm(len(unit_P), device=unit_P.device)[: self.config.num_negatives]

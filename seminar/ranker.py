@@ -51,7 +51,7 @@ class Ranker(nn.Module):
         self.channels = channels
         self.gsu = GSU(config, generator)
         self.esu = ESU(config, generator)
-        self.taste = Taste(config, generator)
+        self.taste = Taste(config)
         self.heads = Heads(config, stats, self.esu.num_features + self.taste.num_features, generator)
         self.distillation = 0.0
         self.quantised_search = False
@@ -64,10 +64,9 @@ class Ranker(nn.Module):
         return cls(config, ChannelEncoder(tables, config, generator, num_ids), CatalogueStats.of(tables), generator)
 
     def load_psu(self, state: dict[str, Tensor]) -> None:
-        """Restore a PSU's channel encoder, gate and next-pair predictor as initialisation."""
+        """Restore a PSU's channel encoder and gate as initialisation."""
         assert isinstance(self.channels, ChannelEncoder), "a bundle's tables are not trained"
-        following = {} if self.taste.next is None else {"next": self.taste.next}
-        load_psu(state, channels=self.channels, gate=self.gsu.gate, **following)
+        load_psu(state, self.channels, self.gsu.gate)
 
     def forward(self, batch: Batch) -> Ranked:
         """Both stages on a batch, exact GSU."""
@@ -121,10 +120,9 @@ class Ranker(nn.Module):
         return self.heads.cross(batch)
 
     def pooled(self, batch: Batch, encoded: Encoded) -> Float[Tensor, "B S d"]:
-        """The history's pools for `Taste`."""
+        """The whole history's pools for `Taste`."""
         weight_BSL = self.taste.weights(batch.hours_BL, batch.mask_BL)
-        means = gathered_sum(weight_BSL[:, None], encoded.merged_Pd, encoded.history_BL[:, None])[:, 0]
-        return self.taste.with_next(means, encoded.merged_Pd, encoded.history_BL, batch.length_B)
+        return gathered_sum(weight_BSL[:, None], encoded.merged_Pd, encoded.history_BL[:, None])[:, 0]
 
     def pooled_of_pairs(self, gated: GatedPairs, weight_SN: Float[Tensor, "S N"]) -> Float[Tensor, "S d"]:
         """The same of N behaviours of one user, summed a channel before the channels merge: no key is made."""
@@ -135,16 +133,8 @@ class Ranker(nn.Module):
         """The pools of a batch of one user, from the behaviours that count alone."""
         weight_SL = self.taste.weights(batch.hours_BL, batch.mask_BL)[0]
         counted = slice(max(0, weight_SL.shape[1] - self.taste.newest), None)
-        means_Sd = self.pooled_of_pairs(self._gated(batch, counted), weight_SL[:, counted])
-        seen = slice(max(0, weight_SL.shape[1] - self.taste.window), None)
-        key_Wd = self.gsu.merged(self._gated(batch, seen))
-        return self.taste.with_next(
-            means_Sd[None], key_Wd, torch.arange(len(key_Wd))[None], batch.length_B.clamp_max(len(key_Wd))
-        )[0]
-
-    def _gated(self, batch: Batch, part: slice) -> GatedPairs:
-        """Pairs of a part of the history of a batch of one user."""
-        return self.gsu.gated(encode_pairs(self.channels, batch.item_BL[0, part], batch.query_BL[0, part]))
+        pairs = encode_pairs(self.channels, batch.item_BL[0, counted], batch.query_BL[0, counted])
+        return self.pooled_of_pairs(self.gsu.gated(pairs), weight_SL[:, counted])
 
     def rank(
         self,

@@ -131,15 +131,15 @@ def test_small_batches_never_give_nan(batch: int, length: int) -> None:
 def test_prediction_sees_only_earlier_requests() -> None:
     unit, batch = psu(), windows(3, 10)
     key = torch.randn(3, 10, 16, generator=seeded(5))
-    before = unit.next.at_every_position(key, batch.request_BL, batch.mask_BL)
+    before = unit.next(key, batch.request_BL, batch.mask_BL)
     changed = key.clone()
     changed[:, 6:] += 1.0  # request 3 and later
-    after = unit.next.at_every_position(changed, batch.request_BL, batch.mask_BL)
+    after = unit.next(changed, batch.request_BL, batch.mask_BL)
     torch.testing.assert_close(after[:, :8], before[:, :8])  # request 3 itself sees only requests 0..2
     full = torch.ones_like(batch.mask_BL)
     assert not torch.allclose(
-        unit.next.at_every_position(changed, batch.request_BL, full)[:, 8:],
-        unit.next.at_every_position(key, batch.request_BL, full)[:, 8:],
+        unit.next(changed, batch.request_BL, full)[:, 8:],
+        unit.next(key, batch.request_BL, full)[:, 8:],
     )
 
 

@@ -130,7 +130,7 @@ class Baseline(nn.Module):
 
     def load_psu(self, state: dict[str, Tensor]) -> None:
         """Restore a PSU's channel encoder and gate as initialisation."""
-        load_psu(state, channels=self.channels, gate=self.merge.gate)
+        load_psu(state, self.channels, self.merge.gate)
 
     def forward(self, batch: Batch) -> tuple[Float[Tensor, "B T S"], Found]:
         """One logit a task for every target, and what the interest unit found."""

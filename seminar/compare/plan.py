@@ -76,7 +76,7 @@ def published_inputs(kind: Kind) -> dict[str, Any]:
     inputs = {"model.channels": channels, "model.cross_features": False, "model.trend_features": False}
     if kind != "seminar":
         return inputs
-    added = {"taste": 0, "next_pair": 0, "simtier": False, "semantic_attention": False, "time_buckets": 0}
+    added = {"taste": 0, "simtier": False, "semantic_attention": False, "time_buckets": 0}
     return inputs | {f"model.{name}": value for name, value in added.items()} | {"finetune.distillation": 0.0}
 
 
