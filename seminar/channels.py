@@ -71,11 +71,12 @@ def encoders_of(vectors: Artifact) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Columns:
     """Channels of N pairs, each distinct vector once: unit vectors of the M channels one after another, row_NM of which -1 is
-    missing. sizes: rows of each channel."""
+    missing. sizes: rows of each channel. new_N: pairs whose item is shown as new, in training."""
 
     unit_Ud: Float[Tensor, "U d"]
     sizes: tuple[int, ...]
     row_NM: Int[Tensor, "N M"]
+    new_N: Bool[Tensor, " N"] | None
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,9 @@ class ChannelEncoder(nn.Module):
     """x^(m) = encoder output W_m, L2-normalised (SPEC 2). Attributes = item ID + hashed attribute tokens.
 
     The ID of an item never seen in training (train_count 0) is missing, not random: such an item lives by its content.
-    In training `hide_ids` hides a share of IDs so that content learns to stand in, `hide_channels` a share of the pairs' queries,
-    texts and images.
+    In training `show_as_new` is the share of items that stand there as a new one would, without ID (and, in the heads, without
+    popularity), so that content learns to speak for it (DropoutNet, Volkovs et al. 2017); `hide_channels` hides a share of the
+    pairs' queries, texts and images.
     """
 
     text: Tensor
@@ -145,7 +147,7 @@ class ChannelEncoder(nn.Module):
         super().__init__()
         self.num_token_rows = config.num_token_rows
         self.used = frozenset(config.channels)
-        self.hide_ids = self.hide_channels = 0.0
+        self.show_as_new = self.hide_channels = 0.0
         num_ids = tables.num_items if num_ids is None else num_ids
         self.ids = IdTable(num_ids, config.id_dim, generator)
         self.register_buffer("seen", torch.from_numpy(tables.train_count[:num_ids] > 0))
@@ -177,7 +179,8 @@ class ChannelEncoder(nn.Module):
     def columns(self, item_N: Int[Tensor, " N"], query_N: Int[Tensor, " N"]) -> Columns:
         """All channels of N pairs, in CHANNELS order."""
         items, item_row = distinct(item_N)
-        of_items = [(unit, torch.where(item_row >= 0, row[item_row], -1)) for unit, row in self._item_columns(items)]
+        new = torch.rand(items.shape, device=items.device) < self.show_as_new if self.training and self.show_as_new else None
+        of_items = [(unit, torch.where(item_row >= 0, row[item_row], -1)) for unit, row in self._item_columns(items, new)]
         units, rows = zip(self._query_column(query_N), *of_items, strict=True)
         sizes = tuple(len(unit) for unit in units)
         starts = torch.tensor([0, *itertools.accumulate(sizes)][:-1], device=item_N.device)
@@ -186,7 +189,8 @@ class ChannelEncoder(nn.Module):
             hidden_NM = torch.rand(row_NM.shape, device=row_NM.device) < self.hide_channels
             hidden_NM[:, ATTRIBUTES] = False
             row_NM = row_NM.masked_fill(hidden_NM, -1)
-        return Columns(torch.cat(units), sizes, torch.where(row_NM >= 0, row_NM + starts, -1))
+        new_N = None if new is None else new[item_row]
+        return Columns(torch.cat(units), sizes, torch.where(row_NM >= 0, row_NM + starts, -1), new_N)
 
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
         """Unit vectors of the text, image and attribute channels, and which exist."""
@@ -197,11 +201,11 @@ class ChannelEncoder(nn.Module):
         """Unit vectors of the query channel; row -1 is missing."""
         return _spread(*self._query_column(rows))
 
-    def _item_columns(self, rows: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def _item_columns(self, rows: Tensor, new: Tensor | None = None) -> list[tuple[Tensor, Tensor]]:
         return [
             _content(self.text, self._if_used(TEXT, self.text_row[rows]), self.project_text),
             _content(self.image, self._if_used(IMAGE, self.image_row[rows]), self.project_image),
-            self._attributes(rows),
+            self._attributes(rows, new),
         ]
 
     def _query_column(self, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -221,12 +225,12 @@ class ChannelEncoder(nn.Module):
     def _if_used(self, channel: int, row_N: Tensor) -> Tensor:
         return row_N if CHANNELS[channel] in self.used else torch.full_like(row_N, -1)
 
-    def _attributes(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _attributes(self, rows: Tensor, new: Tensor | None) -> tuple[Tensor, Tensor]:
         if CHANNELS[ATTRIBUTES] not in self.used:
             return self.text.new_zeros(0, self.project_attributes.shape[1], dtype=torch.float32), torch.full_like(rows, -1)
         shown = (rows < len(self.seen)) & self.seen[rows.clamp_max(len(self.seen) - 1)]
-        if self.training and self.hide_ids:
-            shown = shown & (torch.rand(rows.shape, device=rows.device) >= self.hide_ids)
+        if new is not None:
+            shown = shown & ~new
         token_NA = self.token_IA[rows]
         present = shown | (token_NA >= 0).any(1)
         summed = self.ids(torch.where(shown, rows, -1)) + self.tokens.bag(token_NA)

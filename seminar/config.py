@@ -242,7 +242,7 @@ class FinetuneConfig(TrainConfig):
     distillation: float = Field(0.1, ge=0)
     """Weight of the loss that teaches GSU relevance the ESU's attention."""
     id_dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of a batch's items whose ID is hidden, so that content learns to stand in for it."""
+    """Share of a batch's items that are shown as new, without ID and popularity, so that content learns to speak for them."""
     channel_dropout: float = Field(0.0, ge=0, lt=1)
     """Share of a batch's pairs whose query, text or image is hidden, each by itself."""
     stochastic_length: float = Field(0.0, ge=0, le=16)
@@ -365,8 +365,8 @@ class CompareConfig(_Section):
     trial_steps: int | None = Field(None, gt=0)
     """Optimiser steps of a trial; none: those of a run."""
     search: dict[str, list[Any]] = {
-        "finetune.learning_rate": [1e-3, 2e-3, 4e-3],
-        "finetune.sparse_learning_rate": [0.05, 0.1, 0.2],
+        "finetune.learning_rate": [2e-3, 4e-3, 6e-3],
+        "finetune.sparse_learning_rate": [0.02, 0.05, 0.1, 0.2],
         "model.dropout": [0.0, 0.1],
     }
     """Setting to the values that a trial draws from."""

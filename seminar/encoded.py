@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -18,12 +18,14 @@ class Encoded:
     """A batch's distinct pairs once, and which of them stands where.
 
     merged_Pd: sum over channels with each pair's own gate, through G_j. history_BL, target_BT: rows of the distinct pairs.
+    new_BT: targets that are shown as new, in training.
     """
 
     gated: GatedPairs
     merged_Pd: Float[Tensor, "P d"]
     history_BL: Int[Tensor, "B L"]
     target_BT: Int[Tensor, "B T"]
+    new_BT: Bool[Tensor, "B T"] | None = None
 
     @property
     def target_BTd(self) -> Float[Tensor, "B T d"]:
@@ -37,7 +39,9 @@ def encode(batch: Batch, source: ChannelSource, merge: ChannelMerge) -> Encoded:
     unique, inverse = unique_pairs(item, query)
     gated = merge.gated(encode_pairs(source, *unique))
     history, target = inverse.split([batch.item_BL.shape[1], batch.item_BT.shape[1]], 1)
-    return Encoded(gated, merge.merged(gated), history, target)
+    columns = gated.pairs.columns
+    new_BT = None if columns is None or columns.new_N is None else columns.new_N[target]
+    return Encoded(gated, merge.merged(gated), history, target, new_BT)
 
 
 def pick(column: Tensor, position: Tensor) -> Tensor:

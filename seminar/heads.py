@@ -94,8 +94,8 @@ class Heads(nn.Module):
             recent * target,
             extra_BTF,
             cross_BTF,
-            self._item_features(batch),
-            self._trend(batch),
+            self._item_features(batch, encoded.new_BT),
+            self._trend(batch, encoded.new_BT),
             user[:, None].expand(-1, target.shape[1], -1),
         ]
         return self.out(self.head(torch.cat(features, -1)))
@@ -109,11 +109,12 @@ class Heads(nn.Module):
             batch.item_BL, category[batch.item_BL], batch.hours_BL, batch.mask_BL, batch.item_BT, category[batch.item_BT]
         )
 
-    def _trend(self, batch: Batch) -> Tensor:
+    def _trend(self, batch: Batch, new_BT: Tensor | None) -> Tensor:
         """Popularity in the weeks before the request; width 0 where it is switched off."""
         if not self.trended:
             return batch.hours_BL.new_zeros(*batch.item_BT.shape, 0)
-        return trend_features(self.week_key, self.week_sum, batch.item_BT, batch.week_B)
+        trend = trend_features(self.week_key, self.week_sum, batch.item_BT, batch.week_B)
+        return trend if new_BT is None else trend.masked_fill(new_BT[..., None], 0.0)
 
     def _recent(self, batch: Batch, encoded: Encoded, target: Tensor) -> Tensor:
         """Short-term interest: target attention over the newest behaviours."""
@@ -133,11 +134,13 @@ class Heads(nn.Module):
     def _by_head(self, rows: Float[Tensor, "B N d"]) -> Float[Tensor, "B H N e"]:
         return rows.unflatten(-1, (self.recent.num_heads, -1)).transpose(1, 2)
 
-    def _item_features(self, batch: Batch) -> Tensor:
+    def _item_features(self, batch: Batch, new_BT: Tensor | None) -> Tensor:
         count = self.train_count[batch.item_BT]
         if self.training:
             # The positive itself is one of the counted behaviours; at test time it is not.
             count = (count - batch.label_BT).clamp_min(0)
+        if new_BT is not None:
+            count = count.masked_fill(new_BT, 0.0)
         return item_features(count, self.category_mean[batch.item_BT], float(self.train_total))
 
 

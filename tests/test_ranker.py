@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from seminar.channels import encode_pairs, unit_tables
+from seminar.channels import ChannelEncoder, encode_pairs, unit_tables
 from seminar.config import FinetuneConfig
 from seminar.esu import Similarity, sim_tiers
 from seminar.gsu import keep_top_k
@@ -159,6 +159,32 @@ def test_items_without_any_channel_never_give_nan() -> None:
     losses["total"].backward()
     assert torch.isfinite(losses["total"])
     assert all(torch.isfinite(p.grad.to_dense()).all() for p in unit.parameters() if p.grad is not None)
+
+
+def test_an_item_shown_as_new_has_neither_id_nor_popularity() -> None:
+    """Shown as new, an item has the score of one that has neither; elsewhere, and outside training, both count."""
+    unit, batch = ranker().train(), batch_of([20, 5], vector_tables())
+    assert isinstance(unit.channels, ChannelEncoder)
+
+    def score() -> torch.Tensor:
+        with torch.no_grad():
+            return unit(batch).logit_BTS
+
+    known = score()
+    unit.channels.show_as_new = 1.0
+    as_new = score()
+    with torch.no_grad():
+        unit.channels.seen.zero_()
+        unit.heads.train_count.zero_()
+        unit.heads.week_sum.zero_()
+    unit.channels.show_as_new = 0.0
+    torch.testing.assert_close(as_new, score())
+    assert not torch.allclose(as_new, known)
+    unit.channels.show_as_new = 0.5
+    encoded = unit.encode(batch)
+    assert encoded.new_BT is not None
+    assert 0 < int(encoded.new_BT.sum()) < encoded.new_BT.numel()
+    assert unit.eval().encode(batch).new_BT is None
 
 
 @pytest.mark.parametrize("gate", ["constant", "behaviour"])

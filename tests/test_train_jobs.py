@@ -181,7 +181,7 @@ def test_pretrain_and_finetune_publish_models_that_were_trained(
     start = fresh_model(SMALL, settings.finetune, vectors.path, psu.file("psu.safetensors"))
     assert torch.equal(start.state_dict()["channels.project_text"], trained["channels.project_text"]), "starts from the PSU"
     assert start.distillation == settings.finetune.distillation
-    assert start.channels.hide_ids == settings.finetune.id_dropout
+    assert start.channels.show_as_new == settings.finetune.id_dropout
     finished = load_file(model.file("model.safetensors"))
     assert finished.keys() == start.state_dict().keys()
     moved = {name for name, value in start.named_parameters() if not torch.equal(value, finished[name])}

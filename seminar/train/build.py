@@ -38,7 +38,7 @@ def fresh_model(model: ModelConfig, config: FinetuneConfig, vectors: Path, psu: 
     if isinstance(unit, Ranker):
         unit.distillation, unit.quantised_search = config.distillation, config.quantised_search
     if isinstance(unit.channels, ChannelEncoder):
-        unit.channels.hide_ids, unit.channels.hide_channels = config.id_dropout, config.channel_dropout
+        unit.channels.show_as_new, unit.channels.hide_channels = config.id_dropout, config.channel_dropout
     return unit
 
 
