@@ -171,9 +171,12 @@ class TwoStageScorer:
 def passed_on(kept_TK: Int[ndarray, "T K"], length: int, recent: int) -> tuple[Int[ndarray, " U"], Int[ndarray, "T K"]]:
     """Positions of the history that the second stage needs (kept by any target, the newest, the oldest), and where among them
     each kept one stands."""
-    edges = np.arange(max(0, length - recent), length)
-    position_U = np.unique(np.concatenate([kept_TK[kept_TK >= 0], edges, np.arange(min(length, 1))])).astype(np.int64)
-    return position_U, np.where(kept_TK >= 0, np.searchsorted(position_U, kept_TK), NONE)
+    needed_L = np.zeros(length, np.bool_)
+    needed_L[kept_TK[kept_TK >= 0]] = True
+    needed_L[max(0, length - recent) :] = needed_L[:1] = True
+    # Padding, -1, reads the last entry.
+    row_L1 = np.append(np.cumsum(needed_L) - 1, NONE)
+    return np.flatnonzero(needed_L), row_L1[kept_TK]
 
 
 @dataclass(frozen=True)
