@@ -18,6 +18,7 @@ from seminar.compare.plan import PUBLISHED
 from seminar.config import Settings, load_settings
 from seminar.evaluate.comparison import RIVAL
 from seminar.evaluate.evaluation import SAMPLED
+from seminar.models import NAMES
 from workflows import compare
 from workflows.runtime import absolute
 
@@ -38,12 +39,10 @@ def main() -> None:
 def goals(document: Mapping[str, Any], settings: Settings) -> Iterator[Goal]:
     """Gains over the best rival of each metric, with the ends of their intervals and p; L; cost."""
     lines = [line for line in document["results"] if line["protocol"] == SAMPLED and line["main"]]
+    published = {f"{NAMES[kind]} / {PUBLISHED}" for kind in settings.compare.models[1:]}
     for label, chosen in (
         ("best rival, same inputs", [line for line in lines if line["role"] == RIVAL]),
-        (
-            "best rival as published",
-            [line for line in lines if line["scorer"].endswith(f" / {PUBLISHED}") and not line["scorer"].startswith("SEMINAR")],
-        ),
+        ("best rival as published", [line for line in lines if line["scorer"] in published]),
     ):
         yield from gains(label, [line for line in chosen if line["slice"] == "all"], {"AUC": 0.01, "NDCG@10": 0.02})
         unseen = [line for line in chosen if line["bin"] == "unseen in training"]

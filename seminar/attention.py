@@ -41,6 +41,20 @@ class TargetAttention(nn.Module):
         query = torch.einsum("...d,hde->...he", target, self.wq) + self.bq
         return torch.einsum("...he,hde->...hd", query, self.wk) / math.sqrt(self.dim)
 
+    def by_head(self, query: Float[Tensor, "B Q d"], key: Float[Tensor, "B N d"]) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries (scaled), keys and values of each head, [B, H, Q or N, e]: where many queries meet few keys, keys are projected
+        and queries are not folded."""
+        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (self.wq, self.wk, self.wv))
+        scaled = (query @ of_query + self.bq.flatten()) / math.sqrt(self.dim)
+        query, key, value = (
+            rows.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for rows in (scaled, key @ of_key, key @ of_value)
+        )
+        return query, key, value
+
+    def joined(self, attended: Float[Tensor, "B H Q e"]) -> Float[Tensor, "B Q d"]:
+        """Interest from each head's weighted mean of its values."""
+        return attended.transpose(1, 2).flatten(2) @ self.wo
+
     def output(self, pooled: Float[Tensor, "*N H d"]) -> Float[Tensor, "*N d"]:
         """Interest from each head's attention-weighted mean of merged keys."""
         return torch.einsum("...hd,hde->...he", pooled, self.wv).flatten(-2) @ self.wo

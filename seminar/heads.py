@@ -5,7 +5,6 @@ Models that are compared share this part, so a difference between them is one of
 """
 
 import itertools
-import math
 from dataclasses import dataclass
 
 import torch
@@ -123,16 +122,8 @@ class Heads(nn.Module):
         mask = position >= 0
         rows = pick(encoded.history_BL, position.clamp_min(0)[:, None])[:, 0]
         key = functional.embedding(rows, encoded.merged_Pd)
-        # All targets of a request share these few keys, so keys are projected and targets are not folded.
-        unit, width = self.recent, target.shape[-1]
-        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (unit.wq, unit.wk, unit.wv))
-        query = target @ of_query + unit.bq.flatten()
-        query, k, v = (self._by_head(rows) for rows in (query / math.sqrt(width), key @ of_key, key @ of_value))
-        attention = masked_softmax(query @ k.transpose(-1, -2), mask[:, None, None])
-        return (attention @ v).transpose(1, 2).flatten(2) @ unit.wo
-
-    def _by_head(self, rows: Float[Tensor, "B N d"]) -> Float[Tensor, "B H N e"]:
-        return rows.unflatten(-1, (self.recent.num_heads, -1)).transpose(1, 2)
+        query, k, v = self.recent.by_head(target, key)
+        return self.recent.joined(masked_softmax(query @ k.transpose(-1, -2), mask[:, None, None]) @ v)
 
     def _item_features(self, batch: Batch, new_BT: Tensor | None) -> Tensor:
         count = self.train_count[batch.item_BT]

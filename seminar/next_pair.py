@@ -48,14 +48,7 @@ class NextPair(nn.Module):
         return functional.normalize(interest_BLd + query_BLd, dim=-1)
 
     def _attend(self, query_BLd: Tensor, key_BLd: Tensor, visible_BLL: Tensor) -> Float[Tensor, "B L d"]:
-        """`TargetAttention` where every key meets every query: keys are projected, queries are not folded."""
-        unit = self.attention
-        of_query, of_key, of_value = (w.transpose(0, 1).flatten(1) for w in (unit.wq, unit.wk, unit.wv))
-        query, key, value = (
-            rows.unflatten(-1, (unit.num_heads, -1)).transpose(1, 2)
-            for rows in (query_BLd @ of_query + unit.bq.flatten(), key_BLd @ of_key, key_BLd @ of_value)
-        )
         # A first request sees nothing: it attends to everything, and the caller overwrites what comes of it.
         mask = (visible_BLL | ~visible_BLL.any(-1, keepdim=True))[:, None]
-        pooled = functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1 / math.sqrt(unit.dim))
-        return pooled.transpose(1, 2).flatten(2) @ unit.wo
+        attended = functional.scaled_dot_product_attention(*self.attention.by_head(query_BLd, key_BLd), attn_mask=mask, scale=1.0)
+        return self.attention.joined(attended)

@@ -259,7 +259,7 @@ def test_one_command_compares_on_any_canonical_folder(
 
 
 def test_the_comparisons_of_the_repository_are_valid() -> None:
-    for name in ("compare.toml", "compare_long.toml", "compare_small.toml", "ablations.toml"):
+    for name in ("compare.toml", "compare_long.toml", "compare_none.toml", "compare_small.toml", "ablations.toml"):
         settings = load_settings(Path(__file__).parent.parent / "configs" / name)
         assert settings.compare.models[0] == "seminar"
         plans = [*variant_plans(settings, {}), *(p for kind in settings.compare.models for p in model_plans(settings, kind, {}))]
