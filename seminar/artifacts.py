@@ -33,6 +33,9 @@ _MADE_BY = {
     "codebooks": "fit-codebooks",
     "bundle": "fit-codebooks",
     "report": "evaluate",
+    "towers": "pretrain-retriever",
+    "retriever": "train-retriever",
+    "index": "build-index",
 }
 
 
@@ -220,6 +223,10 @@ class Store:
     def current(self, kind: str) -> str:
         """Version that is in use."""
         return self._pointer(kind)["version"]
+
+    def in_use(self, kind: str) -> Artifact | None:
+        """The current artefact, None where nothing is current."""
+        return self.open(kind) if (self.root / kind / "current.json").is_file() else None
 
     def previous(self, kind: str) -> list[str]:
         """Versions in use before the current one, newest first; none where nothing is current."""

@@ -4,6 +4,7 @@ Unit vectors are precomputed, so the encoder and its ID table stay behind; what 
 catalogue tables, codes and codebooks. Assembling and loading both refuse codes made from another PSU than the model's.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from seminar.heads import CatalogueStats
 from seminar.ranker import Ranker, load_ranker, serving_ranker
 from seminar.schema import NONE
 
+PROPOSER = "proposer"
+"""Folder inside a bundle that holds the files of its `index` artefact, where it has one."""
 _UNIT = ("item_unit", "item_present", "query_unit", "query_present")
 _STATS = ("category_index", "train_count", "category_mean", "train_total", "week_key", "week_sum")
 
@@ -57,6 +60,11 @@ class Bundle:
     def fingerprint(self) -> str:
         """The PSU that unit vectors and codes come from."""
         return self.manifest.config["psu_fingerprint"]
+
+    @property
+    def proposes(self) -> bool:
+        """Whether it has an item index, so that it can also say what to rank."""
+        return "index" in self.manifest.inputs
 
     @property
     def text_encoder(self) -> str:
@@ -115,9 +123,16 @@ class Bundle:
 
 
 def assemble(
-    store: Store, model: Artifact, codebooks: Artifact, pairs: Artifact, vectors: Artifact, *, current: bool = True
+    store: Store,
+    model: Artifact,
+    codebooks: Artifact,
+    pairs: Artifact,
+    vectors: Artifact,
+    index: Artifact | None = None,
+    *,
+    current: bool = True,
 ) -> Artifact:
-    """Publish the bundle of artefacts that belong together; VersionMismatch if they do not."""
+    """Publish the bundle of artefacts that belong together; VersionMismatch if they do not. index: what proposes candidates."""
     ranker = load_ranker(model, vectors)
     encoder = ranker.channels
     assert isinstance(encoder, ChannelEncoder)
@@ -126,12 +141,15 @@ def assemble(
     codes.stamp.require(Stamp(codebooks.version, fingerprint), f"codes of codebooks {codebooks.version}")
     codebooks.require_input("vectors", vectors, f"rebuild it from vectors {vectors.version}")
     vectors.require_input("pairs", pairs, f"rebuild it from pairs {pairs.version}")
+    if index is not None:
+        index.require_input("vectors", vectors, "run build-index")
     config = {
         "model": model.manifest.config["model"],
         "psu_fingerprint": fingerprint,
         "text_encoder": vectors.manifest.config["text_encoder"],
     }
     inputs = {"model": model, "codebooks": codebooks, "pairs": pairs, "vectors": vectors}
+    inputs |= {} if index is None else {"index": index}
     draft = store.draft("bundle", inputs, config)
     if not store.exists("bundle", draft.version):
         units = unit_tables(encoder)
@@ -142,10 +160,20 @@ def assemble(
         state = {k: v.contiguous() for k, v in ranker.state_dict().items() if not k.startswith("channels.")}
         save_file(state, draft.path / "model.safetensors")
         (draft.path / "codebooks.safetensors").write_bytes(codebooks.file("codebooks.safetensors").read_bytes())
+        if index is not None:
+            (draft.path / PROPOSER).mkdir(exist_ok=True)
+            for name in index.manifest.files:
+                shutil.copyfile(index.file(name), draft.path / PROPOSER / name)
         for name, columns in (("items", ["item_id", "text", "category"]), ("queries", ["query_id", "text"])):
             table: pa.Table = pq.read_table(pairs.file(f"{name}.parquet"), columns=columns)
             pq.write_table(table, draft.path / f"{name}.parquet")
     return store.publish(draft, {"items": len(ranker.heads.train_count)}, current=current)
+
+
+def current_index(store: Store, vectors: Artifact) -> Artifact | None:
+    """The item index in use, if it is of these vectors."""
+    index = store.in_use("index")
+    return index if index and index.manifest.inputs["vectors"].checksum == vectors.manifest.checksum else None
 
 
 def normal_text(text: str) -> str:

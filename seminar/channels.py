@@ -228,7 +228,9 @@ class ChannelEncoder(nn.Module):
     def _attributes(self, rows: Tensor, new: Tensor | None) -> tuple[Tensor, Tensor]:
         if CHANNELS[ATTRIBUTES] not in self.used:
             return self.text.new_zeros(0, self.project_attributes.shape[1], dtype=torch.float32), torch.full_like(rows, -1)
-        shown = (rows < len(self.seen)) & self.seen[rows.clamp_max(len(self.seen) - 1)]
+        shown = torch.zeros_like(rows, dtype=torch.bool)
+        if len(self.seen):
+            shown = (rows < len(self.seen)) & self.seen[rows.clamp_max(len(self.seen) - 1)]
         if new is not None:
             shown = shown & ~new
         token_NA = self.token_IA[rows]
@@ -254,6 +256,25 @@ class UnitTables:
             return self.query_unit.new_zeros(len(rows), self.item_unit.shape[-1]), torch.zeros_like(rows, dtype=torch.bool)
         present = (rows >= 0) & self.query_present[rows.clamp_min(0)]
         return torch.where(present[:, None], self.query_unit.index_select(0, rows.clamp_min(0)), 0.0), present
+
+
+@dataclass(frozen=True)
+class WithUnseenQueries:
+    """A channel source whose query rows beyond the catalogue are given vectors."""
+
+    base: UnitTables
+    unseen_Xd: Tensor
+    used: bool
+
+    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        return self.base.unit_items(rows)
+
+    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        first = len(self.base.query_unit)
+        unit, present = self.base.unit_queries(torch.where(rows < first, rows, -1))
+        unseen = (rows >= first) & self.used
+        unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)
+        return unit, present | unseen
 
 
 @torch.no_grad()

@@ -131,7 +131,10 @@ def _submit(name: str, argv: Sequence[str]) -> int:
     return submit.run(submission)
 
 
-BENCHMARKS = ("gsu", "end_model", "codebooks", "train", "quality", "models", "gpu_gsu")
+BENCHMARKS = (
+    *("gsu", "end_model", "codebooks", "train", "quality", "models", "gpu_gsu"),
+    *("retrievers", "transfer", "item_index", "recommend"),
+)
 
 
 def _bench(name: str, argv: Sequence[str]) -> int:
@@ -203,6 +206,18 @@ JOBS = {
     "finetune": Job("train the two-stage ranker for CTR and search", _run_job, ("finetune", *_TRAINING)),
     "fit-codebooks": Job("product quantisation of every channel, codes of the catalogue", _run_job, ("codebooks", "ray")),
     "evaluate": Job("ranking metrics beside the floors, report with plots", _run_job, ("evaluate", "ray")),
+    "pretrain-retriever": Job(
+        "align what the dual tower makes of any two combinations of an item's modalities",
+        _run_job,
+        ("pretrain_retriever", "retriever", "ray"),
+    ),
+    "train-retriever": Job("train the dual tower that proposes candidates", _run_job, ("train_retriever", "retriever", "ray")),
+    "build-index": Job("item tower over the catalogue, an index of it, into the bundle", _run_job, ("index", "ray")),
+    "evaluate-retriever": Job(
+        "the whole catalogue ranked: towers, neighbours, floors, and candidates ranked by the model",
+        _run_job,
+        ("evaluate_retriever", "evaluate", "ray"),
+    ),
     "compare": Job(
         "every model of the field on one protocol: tuned, trained, tested, one report",
         _run_job,

@@ -251,6 +251,93 @@ class FinetuneConfig(TrainConfig):
     """Search by merged keys rounded to 8 bits in training too, as they are when served (not under gate mode target)."""
 
 
+class RetrieverConfig(_Section):
+    """The dual tower that proposes candidates, and what it is made of."""
+
+    kind: Literal["mmsrec", "sasrec", "two_tower"] = "mmsrec"
+    """mmsrec: content alone, new items included. sasrec (IDs alone) and two_tower (both) stand beside it in evaluation."""
+    modalities: tuple[Literal["text", "image", "attributes"], ...] = Field(("text", "image", "attributes"), min_length=1)
+    """What an item is made of; an item has those of them that exist."""
+    query: bool = True
+    """Whether the query that a request comes with is shown to the user tower."""
+    popularity: bool = True
+    """Add the log of an item's share of all behaviours to its score."""
+    dim: int = Field(64, ge=8, le=1024)
+    num_layers: int = Field(2, gt=0, le=24)
+    num_heads: int = Field(4, gt=0, le=64)
+    num_token_rows: int = Field(1 << 15, gt=0)
+    """Rows of the hashed attribute-token table."""
+    window: int = Field(128, gt=1, le=4096)
+    """Behaviours of a training window. When asked for what comes next the user tower reads one less: the newest window - 1."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+    @property
+    def channel_shapes(self) -> ModelConfig:
+        """The same as a channel encoder reads it."""
+        channels: tuple[Channel, ...] = ("query", *self.modalities)
+        return ModelConfig(
+            channels=channels, dim=self.dim, num_heads=self.num_heads, id_dim=self.dim, num_token_rows=self.num_token_rows
+        )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RetrieverConfig":
+        if self.dim % self.num_heads:
+            raise ValueError(f"retriever.num_heads ({self.num_heads}) must divide retriever.dim ({self.dim})")
+        return self
+
+
+class PretrainRetrieverConfig(TrainConfig):
+    """Alignment of every two combinations of an item's modalities (MMSRec, pretraining)."""
+
+    windows_per_lane: int = Field(16, gt=0)
+    """Sequence windows in one lane's part of the batch; their distinct items are aligned."""
+
+
+class TrainRetrieverConfig(TrainConfig):
+    """Masked-item prediction over the whole catalogue by sampled softmax."""
+
+    pretrained: bool = True
+    """Start from the current pretrained towers; false trains from scratch. mmsrec only: the others have no pretraining."""
+    start: Path | None = None
+    """Start from this folder instead: `towers` or a `retriever` of another data set (transfer). Content must come from the same
+    encoders; what the two do not share in shape starts fresh."""
+    windows_per_lane: int = Field(16, gt=0)
+    uniform_negatives: int = Field(512, ge=0)
+    """Items of the whole catalogue, drawn uniformly, that compete beside those of the batch."""
+    query_dropout: float = Field(0.3, ge=0, le=1)
+    """Share of questions that are asked without their query, so that one model serves search and recommendation."""
+
+
+class IndexConfig(_Section):
+    """The index of item vectors that candidates are looked up in."""
+
+    kind: Literal["auto", "flat", "hnsw", "ivf_pq"] = "auto"
+    """auto: flat (exact) up to 50,000 items, hnsw up to 5 million, ivf_pq beyond, which keeps an item in `code_bytes`."""
+    neighbours: int = Field(32, ge=4, le=128)
+    """hnsw: links an item."""
+    build_effort: int = Field(128, ge=8, le=2048)
+    """hnsw: candidates looked at for each item while building."""
+    effort: int = Field(256, ge=1, le=65_536)
+    """hnsw: candidates looked at for each search; ivf_pq: cells, of 4 sqrt(items)."""
+    code_bytes: int = Field(32, ge=1, le=256)
+    """ivf_pq: bytes an item."""
+    query_items: int = Field(50, ge=0, le=1000)
+    """Most items kept for each query: those taken under it most often, proposed where the query comes again."""
+    probe_users: int = Field(500, gt=0)
+    """Users whose newest vector the index is tested with against exact search."""
+
+
+class EvaluateRetrieverConfig(_Section):
+    """How candidates are judged; `evaluate.split` and `evaluate.seed` apply too."""
+
+    neighbours: int = Field(200, ge=0, le=10_000)
+    """Nearest items that the item-kNN baseline keeps for each; 0 leaves it out (training behaviours must fit in one memory)."""
+    candidates: int = Field(200, gt=0, le=10_000)
+    """Items that a first stage hands to the ranker."""
+    ranked_users: int = Field(500, ge=0)
+    """Users whose candidates the current model ranks; 0 leaves the second stage out."""
+
+
 class CodebookConfig(_Section):
     """Multi-modal product quantisation."""
 
@@ -318,6 +405,8 @@ class ServeConfig(_Section):
     max_targets: int = Field(1000, gt=0)
     max_events: int = Field(10_000, gt=0)
     """Behaviours accepted in one POST /v1/events."""
+    recommend: bool = True
+    """POST /v1/recommend, by a deployment of its own, where the bundle has an item index (`seminar build-index`)."""
     history: Path | None = None
     """LMDB folder; none: <workdir>/history."""
     max_history_gib: float = Field(64.0, gt=0)
@@ -333,6 +422,8 @@ class RefreshConfig(_Section):
     """Gate: recall@K of the new codes with re-scoring against exact retrieval."""
     max_score_change: float = Field(0.05, ge=0)
     """Gate: mean absolute difference between new quantised and exact scores (probabilities)."""
+    min_index_recall: float = Field(0.95, ge=0, le=1)
+    """Gate: recall@100 of the item index against exact search, where the bundle has one."""
     max_recall_drop: float = Field(0.02, ge=0, le=1)
     """Gate: how far recall may fall below that of the codebooks now in use."""
     max_coverage_drop: float = Field(0.02, ge=0, le=1)
@@ -426,6 +517,11 @@ class Settings(_Section):
     pretrain: PretrainConfig = PretrainConfig()
     finetune: FinetuneConfig = FinetuneConfig()
     codebooks: CodebookConfig = CodebookConfig()
+    retriever: RetrieverConfig = RetrieverConfig()
+    pretrain_retriever: PretrainRetrieverConfig = PretrainRetrieverConfig()
+    train_retriever: TrainRetrieverConfig = TrainRetrieverConfig()
+    index: IndexConfig = IndexConfig()
+    evaluate_retriever: EvaluateRetrieverConfig = EvaluateRetrieverConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
     serve: ServeConfig = ServeConfig()
     refresh: RefreshConfig = RefreshConfig()

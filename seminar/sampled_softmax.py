@@ -14,18 +14,28 @@ def sampled_softmax(
     candidate_Cd: Float[Tensor, "C d"],
     excluded_NC: Bool[Tensor, "N C"],
     scale: Float[Tensor, ""],
+    bias_C: Float[Tensor, " C"] | None = None,
 ) -> Float[Tensor, " N"]:
-    """-log softmax of the positive's logit among itself and scale <predicted, candidate> of those not excluded.
+    """-log softmax of the positive's logit among itself and scale <predicted, candidate> + bias of those not excluded.
 
-    Gradients: predicted, positive, candidate and scale.
+    Gradients: predicted, positive, candidate and scale; the bias, e.g. a correction for how candidates were drawn, has none.
     """
-    return _SampledSoftmax.apply(predicted_Nd, positive_N, candidate_Cd, excluded_NC, scale)
+    return _SampledSoftmax.apply(predicted_Nd, positive_N, candidate_Cd, excluded_NC, scale, bias_C)
 
 
 class _SampledSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, predicted: Tensor, positive: Tensor, candidate: Tensor, excluded: Tensor, scale: Tensor) -> Tensor:
-        logit = ((predicted * scale) @ candidate.T).masked_fill_(excluded, -torch.inf)
+    def forward(
+        ctx: Any,
+        predicted: Tensor,
+        positive: Tensor,
+        candidate: Tensor,
+        excluded: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+    ) -> Tensor:
+        logit = (predicted * scale) @ candidate.T if bias is None else torch.addmm(bias, predicted * scale, candidate.T)
+        logit.masked_fill_(excluded, -torch.inf)
         top = torch.maximum(positive, logit.amax(1))
         share = logit.sub_(top[:, None]).exp_()
         of_positive = (positive - top).exp()
@@ -42,4 +52,4 @@ class _SampledSoftmax(torch.autograd.Function):
         of_product = weight * (share @ candidate)
         of_candidate = share.T @ (weight * scale * predicted)
         of_positive = weight[:, 0] * of_positive - grad_outputs[0]
-        return of_product * scale, of_positive, of_candidate, None, (of_product * predicted).sum()
+        return of_product * scale, of_positive, of_candidate, None, (of_product * predicted).sum(), None

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
-from seminar.channels import ChannelSource, UnitTables, encode_pairs
+from seminar.channels import ChannelSource, WithUnseenQueries, encode_pairs
 from seminar.embedding import TextEncoder, open_text_encoder
 from seminar.encoded import Encoded
 from seminar.history_search import HistorySearch
@@ -158,7 +158,7 @@ class TwoStageScorer:
         if targets.unseen_Xd is None:
             return self.bundle.units
         used = "query" in self.bundle.config.channels
-        return _WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd), used)
+        return WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd), used)
 
     def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]
@@ -177,25 +177,6 @@ def passed_on(kept_TK: Int[ndarray, "T K"], length: int, recent: int) -> tuple[I
     # Padding, -1, reads the last entry.
     row_L1 = np.append(np.cumsum(needed_L) - 1, NONE)
     return np.flatnonzero(needed_L), row_L1[kept_TK]
-
-
-@dataclass(frozen=True)
-class _WithUnseenQueries:
-    """A channel source whose query rows beyond the catalogue are given vectors."""
-
-    base: UnitTables
-    unseen_Xd: Tensor
-    used: bool
-
-    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
-        return self.base.unit_items(rows)
-
-    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
-        first = len(self.base.query_unit)
-        unit, present = self.base.unit_queries(torch.where(rows < first, rows, NONE))
-        unseen = (rows >= first) & self.used
-        unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)
-        return unit, present | unseen
 
 
 def _batch(history: ScoringHistory, targets: Targets, total_length: int, time_ms_L: ndarray) -> Batch:

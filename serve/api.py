@@ -1,12 +1,13 @@
 """The service's vocabulary: every request, answer and error. These models are the OpenAPI; nothing here knows Ray or the model.
 
-Sizes that an operator sets (targets, events) are checked in `serve/engine.py`; everything else is refused here, with what, got,
-expected and fix for each field.
+Sizes that an operator sets (targets, candidates, events) are checked in `serve/engine.py`; everything else is refused here, with
+what, got, expected and fix for each field.
 """
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 MIN_TIME_MS = 100_000_000_000
 """1973-03-03; a time below it is almost surely in seconds."""
@@ -17,6 +18,7 @@ Id = Annotated[str, StringConstraints(min_length=1, max_length=512, pattern=r"^[
 QueryText = Annotated[str, StringConstraints(min_length=1, max_length=500, pattern=r"^[^\x00-\x1f]*[^\x00-\x20][^\x00-\x1f]*$")]
 TimeMs = Annotated[int, Field(ge=MIN_TIME_MS, le=MAX_TIME_MS, description="Unix milliseconds, UTC")]
 Task = Literal["ctr", "psr"]
+Source = Literal["history", "query", "retrieved"]
 
 
 class Input(BaseModel):
@@ -65,6 +67,30 @@ class ScoreRequest(Input):
     )
 
 
+class RecommendRequest(Queried):
+    user_id: Id
+    n: Annotated[int, Field(ge=1, le=1000)] = 10
+    """How many items are wanted; fewer come only where the catalogue is smaller."""
+    candidates: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    """How many are proposed and ranked, at least n. Default: 200 (or what the service takes at once), or n if that is more."""
+    task: Task | None = None
+    """What they are ranked by. Default: psr if there is a query, else ctr."""
+    time_ms: TimeMs | None = None
+    """The moment of the request; later behaviours are not seen. Default: now, and every stored behaviour is seen."""
+    because: Annotated[int, Field(ge=0, le=10)] = 3
+    """How many past behaviours are given as reasons of each item."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"user_id": "1738", "n": 5, "because": 2}]})
+
+    @field_validator("candidates")
+    @classmethod
+    def _room_for_all(cls, candidates: int | None, others: ValidationInfo) -> int | None:
+        n = others.data.get("n", 1)
+        if candidates is not None and candidates < n:
+            raise PydanticCustomError("greater_than_equal", "Input should be at least n, {n}", {"n": n})
+        return candidates
+
+
 class EventIn(Queried):
     item_id: Id
     """May be unknown to the bundle: the behaviour is kept and counts from the first bundle on that knows the item."""
@@ -89,16 +115,28 @@ class Timings(Output):
     total: float
 
 
-class KeptBehaviour(Output):
+class RecommendTimings(Timings):
+    """rank includes the reasons."""
+
+    propose: float
+    """Candidates: user tower, search of the item index, history and query matches."""
+
+
+class Reason(Output):
+    """A behaviour of the user that an item's score rests on."""
+
     item_id: str
     text: str | None
-    query_id: str | None
     query: str | None
     time_ms: int
-    relevance: float
-    """GSU score."""
     attention: float
     """ESU attention weight, mean over heads; the weights of one target add up to 1."""
+
+
+class KeptBehaviour(Reason):
+    query_id: str | None
+    relevance: float
+    """GSU score."""
     channels: dict[str, float]
     """Each channel's part of the relevance; the parts add up to its exact value."""
 
@@ -116,15 +154,15 @@ class TargetExplanation(Output):
     """What the GSU kept for this target, most relevant first."""
 
 
-class ScoreResponse(Output):
+class Answer(Output):
+    """What every answer with scores tells of the user and of how it came about."""
+
     bundle_version: str
     user_id: str
     known_user: bool
     """False: the store never saw this user, who is scored with the learned null interest, as is one without behaviours."""
     task: Task
     time_ms: int
-    scores: list[float]
-    """One probability a target, in the order of the request."""
     history_length: int
     """Behaviours stored, up to time_ms if it was given."""
     history_used: int
@@ -132,9 +170,37 @@ class ScoreResponse(Output):
     retriever: str
     """How the history was searched: exact, merged, or int8 or pq with candidates re-scored exactly."""
     retriever_reason: str
+
+
+class ScoreResponse(Answer):
+    scores: list[float]
+    """One probability a target, in the order of the request."""
     timings_ms: Timings
     explanation: list[TargetExplanation] | None = None
     """Best target first."""
+
+
+class Recommendation(Output):
+    item_id: str
+    text: str | None
+    score: float
+    """Probability by the task, as POST /v1/score gives it."""
+    sources: list[Source]
+    """history: the user took it before. query: taken under this query, by anybody. retrieved: found by the dual tower."""
+    retrieval_score: float | None
+    """The dual tower's logit: a scaled cosine plus the log of the item's share of all behaviours; null if it did not find it."""
+    because: list[Reason]
+    """Past behaviours with the most attention for this item, most first."""
+
+
+class RecommendResponse(Answer):
+    items: list[Recommendation]
+    """Best score first."""
+    candidates: int
+    """How many were ranked."""
+    by_source: dict[Source, int]
+    """How many of them each source holds; several may hold one."""
+    timings_ms: RecommendTimings
 
 
 class EventsResponse(Output):
@@ -198,6 +264,8 @@ class BundleResponse(Output):
     items: int
     queries: int
     top_k: int
+    recommends: bool
+    """Whether POST /v1/recommend answers: the bundle has an item index and the service a Proposer."""
     users: int
     """Users in the history store of the node that answers."""
     loading: str | None

@@ -3,18 +3,21 @@
     fused    Ingress: HTTP, histories, GSU and ESU in one replica; a handle hop costs 3 ms, so this is the default on CPU
     split    Ingress -> GSU -> ESU, each scaled apart; the GSU's answer goes to the ESU directly
 
-A swap is a changed `user_config` (`offers.py`): a replica loads the bundle beside the one in use, then switches. Under `split`
-a request names the bundle it began with, stages hold the last two, and the ingress switches when all stages hold the new one.
+Under both, /v1/recommend is Ingress -> Proposer -> the two stages; the Proposer is scaled apart too, `recommend: false` leaves it
+out. A swap is a changed `user_config` (`offers.py`): a replica loads the bundle beside the one in use, then switches. A request
+names the bundle it began with to every other deployment; those hold the last two, and the ingress switches when all replicas of
+all of them hold the new one. So candidates and scores of one answer are of one bundle.
 """
 
 import asyncio
 import os
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from fastapi import FastAPI
@@ -28,27 +31,30 @@ from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve import api
 from serve.engine import Engine, LocalStages, StageResult, timed
+from serve.explain import rank
+from serve.held import Held
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
+from serve.proposing import BundleProposer, Proposed, Wish
 from serve.routes import create_app
 from serve.rows import Live
 
-HELD = 2
-"""Bundles a stage keeps: the one in use and the one that requests in flight began with."""
 BROADCAST_TIMEOUT_S = 60.0
 RETRY_S = 0.05
+T = TypeVar("T")
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application of `args` (see `Options`); deployments are named Ingress and, under `split`, GSU and ESU."""
+    """The application of `args` (see `Options`): Ingress, with `recommend` Proposer, and under `split` GSU and ESU."""
     options = Options.parse(args)
     bundle = {"bundle": "current"}
     ingress = serve.deployment(name="Ingress", user_config=bundle)(serve.ingress(make_asgi_app)(Ingress))
+    proposer = serve.deployment(name="Proposer", user_config=bundle)(Proposer).bind(args) if options.recommend else None
     if options.topology == "fused":
-        return ingress.bind(args)
+        return ingress.bind(args, proposer)
     gsu, esu = (serve.deployment(name=name, user_config=bundle)(Stage) for name in ("GSU", "ESU"))
-    return ingress.bind(args, gsu.bind(args), esu.bind(args))
+    return ingress.bind(args, proposer, gsu.bind(args), esu.bind(args))
 
 
 def make_asgi_app() -> FastAPI:
@@ -63,14 +69,21 @@ def _this_ingress() -> "Ingress":
 
 
 class Ingress:
-    """HTTP, histories and, without stages of their own, both stages."""
+    """HTTP, histories and, without stages of their own, both stages. Without a proposer it only scores."""
 
-    def __init__(self, args: dict[str, Any], gsu: DeploymentHandle | None = None, esu: DeploymentHandle | None = None) -> None:
+    def __init__(
+        self,
+        args: dict[str, Any],
+        proposer: DeploymentHandle | None,
+        gsu: DeploymentHandle | None = None,
+        esu: DeploymentHandle | None = None,
+    ) -> None:
         torch.set_num_threads(1)
         options = Options.parse(args)
         stages = LocalStages() if gsu is None or esu is None else RemoteStages(gsu, esu)
-        self.engine = Engine(options, options.open_history(), stages)
-        self._stages = [handle for handle in (gsu, esu) if handle is not None]
+        proposals = None if proposer is None else RemoteProposals(proposer)
+        self.engine = Engine(options, options.open_history(), stages, proposals)
+        self._others = [handle for handle in (proposer, gsu, esu) if handle is not None]
 
     async def reconfigure(self, user_config: Any) -> None:
         """Swap to the bundle that `user_config` names; a bad one is refused, and GET /v1/bundle says why."""
@@ -87,7 +100,7 @@ class Ingress:
         """State of every running replica of the application."""
         context = serve.get_replica_context()
         own = serve.get_deployment_handle(context.deployment, context.app_name)
-        answers = await asyncio.gather(*(_broadcast(handle, "state") for handle in (own, *self._stages)))
+        answers = await asyncio.gather(*(_broadcast(handle, "state") for handle in (own, *self._others)))
         return sorted((state for answer in answers for state in answer), key=lambda state: (state.deployment, state.replica))
 
 
@@ -97,25 +110,51 @@ class RemoteStages:
     def __init__(self, gsu: DeploymentHandle, esu: DeploymentHandle) -> None:
         self._gsu, self._esu = gsu, esu
 
-    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain: bool) -> StageResult:
+    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         folder = str(live.bundle.path)
-        try:
+        with _in_our_words("GSU or ESU"):
             retrieved = self._gsu.retrieve.remote(folder, history, targets)
-            return await self._esu.rank.remote(folder, targets, retrieved, explain)
-        except (BackPressureError, DeploymentUnavailableError) as error:
-            full = isinstance(error, BackPressureError)
-            got, expected = ("a full queue", "room") if full else ("no healthy replica", "at least one")
-            fix = "retry in a moment, or raise max_replicas" if full else "retry in a moment, or look at `serve status`"
-            raise Refused(503, api.Problem(what="GSU or ESU", got=got, expected=expected, fix=fix)) from error
-        except RayTaskError as error:
-            # Ray's own words are a traceback; a client gets the sentence of the error inside.
-            if isinstance(error.cause, SeminarError):
-                raise error.cause from error
-            raise
+            return await self._esu.rank.remote(folder, targets, retrieved, explain_top)
 
-    async def hold(self, folder: Path) -> None:
-        """All replicas of both stages load the bundle; whatever one of them refuses is raised here."""
-        await asyncio.gather(*(_broadcast(handle, "hold", str(folder)) for handle in (self._gsu, self._esu)))
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        await _hold((self._gsu, self._esu), folder, first)
+
+
+class RemoteProposals:
+    """The Proposer behind its own service."""
+
+    def __init__(self, proposer: DeploymentHandle) -> None:
+        self._proposer = proposer
+
+    async def propose(self, live: Live, wish: Wish) -> Proposed:
+        with _in_our_words("Proposer"):
+            return await self._proposer.propose.remote(str(live.bundle.path), wish)
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        await _hold((self._proposer,), folder, first)
+
+
+@contextmanager
+def _in_our_words(what: str) -> Iterator[None]:
+    """Errors of a call to other deployments, as a client is told them."""
+    try:
+        yield
+    except (BackPressureError, DeploymentUnavailableError) as error:
+        full = isinstance(error, BackPressureError)
+        got, expected = ("a full queue", "room") if full else ("no healthy replica", "at least one")
+        fix = "retry in a moment, or raise max_replicas" if full else "retry in a moment, or look at `serve status`"
+        raise Refused(503, api.Problem(what=what, got=got, expected=expected, fix=fix)) from error
+    except RayTaskError as error:
+        # Ray's own words are a traceback; a client gets the sentence of the error inside.
+        if isinstance(error.cause, SeminarError):
+            raise error.cause from error
+        raise
+
+
+async def _hold(handles: Sequence[DeploymentHandle], folder: Path, first: bool) -> None:
+    """All replicas load the bundle, the first one from their own `user_config`; whatever one of them refuses is raised here."""
+    if not first:
+        await asyncio.gather(*(_broadcast(handle, "hold", str(folder)) for handle in handles))
 
 
 async def _broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[Any]:
@@ -130,57 +169,78 @@ async def _broadcast(handle: DeploymentHandle, method: str, *args: Any) -> list[
             await asyncio.sleep(RETRY_S)
 
 
-class Stage:
-    """One stage of the scorer, GSU or ESU by the method that is called. Loads what it is asked for and does not hold yet."""
+class Part(ABC, Generic[T]):
+    """A deployment behind the ingress: holds a T of each of the newest bundles, and loads what a request names and it lacks."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         self._options = Options.parse(args)
-        self._thread = ThreadPoolExecutor(1, "score")
-        self._held: OrderedDict[str, TwoStageScorer] = OrderedDict()
-        self._loading = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "work")
+        self._held = Held(self._load)
         self._offered: str | None = None
         self._offers = Offers(self._take)
+
+    @abstractmethod
+    def _load(self, folder: Path) -> T:
+        """Load, check and warm up; raises if it must not be served."""
+
+    @abstractmethod
+    def _version(self, held: T) -> str: ...
 
     async def reconfigure(self, user_config: Any) -> None:
         """Hold the bundle that `user_config` names; a bad one is refused, and GET /v1/bundle says why."""
         await self._offers.reconfigure(user_config)
 
     async def hold(self, folder: str) -> None:
-        await self._scorer(folder)
-
-    async def retrieve(self, folder: str, history: ScoringHistory, targets: Targets) -> tuple[Retrieved, float]:
-        """GSU, and the milliseconds it took."""
-        scorer = await self._scorer(folder)
-        return await self._run(timed, scorer.retrieve, history, targets)
-
-    async def rank(self, folder: str, targets: Targets, retrieved: tuple[Retrieved, float], explain: bool) -> StageResult:
-        """ESU and heads over what the GSU kept."""
-        scorer = await self._scorer(folder)
-        scored, rank_ms = await self._run(lambda: timed(scorer.rank, targets, retrieved[0], explain=explain))
-        return StageResult(scored, retrieved[1], rank_ms)
+        await self._held.get(folder)
 
     async def state(self) -> api.ReplicaState:
-        return _state(self._held[self._offered].bundle.version if self._offered in self._held else None, self._offers)
+        held = self._held.peek(self._offered)
+        return _state(None if held is None else self._version(held), self._offers)
 
     async def _take(self, reference: str) -> None:
         folder = str(self._options.bundle_folder(reference))
         await self.hold(folder)
         self._offered = folder
 
-    async def _scorer(self, folder: str) -> TwoStageScorer:
-        if folder not in self._held:
-            async with self._loading:
-                if folder not in self._held:
-                    # Not on the scoring thread: requests go on while it loads.
-                    self._held[folder] = await asyncio.to_thread(self._options.load_scorer, Path(folder))
-                    while len(self._held) > HELD:
-                        self._held.popitem(last=False)
-        self._held.move_to_end(folder)
-        return self._held[folder]
+    async def _timed(self, function: Any, *args: Any) -> Any:
+        """The result, one request at a time, and the milliseconds it took."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, timed, function, *args)
 
-    async def _run(self, function: Any, *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *args)
+
+class Stage(Part[TwoStageScorer]):
+    """One stage of the scorer, GSU or ESU by the method that is called."""
+
+    async def retrieve(self, folder: str, history: ScoringHistory, targets: Targets) -> tuple[Retrieved, float]:
+        """GSU, and the milliseconds it took."""
+        scorer = await self._held.get(folder)
+        return await self._timed(scorer.retrieve, history, targets)
+
+    async def rank(self, folder: str, targets: Targets, retrieved: tuple[Retrieved, float], explain_top: int) -> StageResult:
+        """ESU and heads over what the GSU kept."""
+        scorer = await self._held.get(folder)
+        scored, rank_ms = await self._timed(rank, scorer, targets, retrieved[0], explain_top)
+        return StageResult(scored, retrieved[1], rank_ms)
+
+    def _load(self, folder: Path) -> TwoStageScorer:
+        return self._options.load_scorer(folder)
+
+    def _version(self, held: TwoStageScorer) -> str:
+        return held.bundle.version
+
+
+class Proposer(Part[BundleProposer]):
+    """Candidates out of the whole catalogue. Takes a bundle without an item index too: the others can score with it."""
+
+    async def propose(self, folder: str, wish: Wish) -> Proposed:
+        proposer = await self._held.get(folder)
+        return Proposed(*await self._timed(proposer.propose, wish))
+
+    def _load(self, folder: Path) -> BundleProposer:
+        return self._options.load_proposer(folder)
+
+    def _version(self, held: BundleProposer) -> str:
+        return held.version
 
 
 def _state(version: str | None, offers: Offers) -> api.ReplicaState:

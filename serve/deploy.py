@@ -21,6 +21,7 @@ from ray.serve.schema import ServeDeploySchema
 from seminar.config import Settings
 from seminar.errors import SeminarError, explain
 from serve.options import Options
+from serve.proposing import has_index, published
 
 FOLDER = Path(__file__).resolve().parent
 APPLICATION = "seminar"
@@ -32,7 +33,10 @@ class DeployError(SeminarError):
 
 
 def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
-    """The YAML of the chosen topology with these settings filled in; every deployment serves `bundle`, a version or a path."""
+    """The YAML of the chosen topology with these settings filled in; every deployment serves `bundle`, a version or a path.
+
+    Without serve.recommend, or where the bundle has no item index, it has no Proposer. ArtifactError if there is no such bundle.
+    """
     chosen = settings.serve
     config = yaml.safe_load((FOLDER / f"{chosen.topology}.yaml").read_text())
     config["http_options"] |= {"host": chosen.host, "port": chosen.port}
@@ -42,7 +46,11 @@ def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
         keys=str(chosen.keys.resolve()) if chosen.keys else None,
         **chosen.model_dump(include=set(Options.model_fields) - {"workdir", "history", "keys"}),
     )
-    config["applications"][0]["args"] = args.model_dump(exclude_none=True)
+    application = config["applications"][0]
+    if not (args.recommend and has_index(published(args.bundle_folder(bundle)))):
+        args = args.model_copy(update={"recommend": False})
+        application["deployments"] = [d for d in application["deployments"] if d["name"] != "Proposer"]
+    application["args"] = args.model_dump(exclude_none=True)
     return with_bundle(config, bundle)
 
 

@@ -1,10 +1,11 @@
-"""One replica's service without Ray: histories in, two stages, an answer out; and the swap of bundles under live requests.
+"""One replica's service without Ray: histories in, candidates, two stages, an answer out; swaps of bundles under live requests.
 
 A request takes `engine.live` once and keeps it to the end, so a swap is one assignment: who began on the old bundle ends on it.
 Model work runs in one thread (a replica has one core), store access in others, so the event loop only ever waits.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,20 +14,27 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from seminar.artifacts import Store
+from seminar.candidates.proposer import SOURCES
 from seminar.history.store import Event, HistoryStore, Imported, import_histories
 from seminar.schema import NONE, TASKS
 from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
 from serve import api
-from serve.explain import explanations
+from serve.explain import best_first, explanations, rank, reasons
+from serve.held import Held
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
-from serve.rows import Live, history_page, prepare, query_name
+from serve.proposing import Proposed, Wish
+from serve.rows import Asked, Live, Seen, history_page, prepare, prepare_recommend, query_name
+
+CANDIDATES = 200
+"""Ranked for a recommend request that does not say how many."""
+SPLIT = "split the list over several requests"
 
 
 @dataclass(frozen=True)
 class StageResult:
-    """What the two stages gave, and how long each took."""
+    """What the two stages gave (scored: as `explain.rank` says), and how long each took."""
 
     scored: Scored
     retrieve_ms: float
@@ -36,10 +44,25 @@ class StageResult:
 class Stages(Protocol):
     """Where GSU and ESU run: in this process, or behind two services."""
 
-    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain: bool) -> StageResult: ...
+    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
+        """explain_top: how many of the best targets are explained."""
+        ...
 
-    async def hold(self, folder: Path) -> None:
-        """Have every process that will score with this bundle load it before the first request needs it."""
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        """Have every process that will work with this bundle load it before the first request needs it; raises what one refuses.
+
+        first: none was in use before. Then services of their own load it by their own configuration.
+        """
+        ...
+
+
+class Proposals(Protocol):
+    """Where candidates come from: this process, or a service of its own."""
+
+    async def propose(self, live: Live, wish: Wish) -> Proposed: ...
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        """As `Stages.hold`."""
         ...
 
 
@@ -49,32 +72,48 @@ class LocalStages:
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1, "score")
 
-    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain: bool) -> StageResult:
+    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, _score, live.scorer, history, targets, explain)
+        return await loop.run_in_executor(self._thread, _score, live.scorer, history, targets, explain_top)
 
-    async def hold(self, folder: Path) -> None:
+    async def hold(self, folder: Path, *, first: bool) -> None:
         """The engine itself holds it."""
 
 
-def _score(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain: bool) -> StageResult:
+def _score(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
     retrieved, retrieve_ms = timed(scorer.retrieve, history, targets)
-    scored, rank_ms = timed(scorer.rank, targets, retrieved, explain=explain)
+    scored, rank_ms = timed(rank, scorer, targets, retrieved, explain_top)
     return StageResult(scored, retrieve_ms, rank_ms)
 
 
-def timed(function: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
+class LocalProposals:
+    """Candidates from this process, one request at a time."""
+
+    def __init__(self, options: Options) -> None:
+        self._thread = ThreadPoolExecutor(1, "propose")
+        self._held = Held(options.load_proposer)
+
+    async def propose(self, live: Live, wish: Wish) -> Proposed:
+        proposer = await self._held.get(str(live.bundle.path))
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, timed, proposer.propose, wish)
+        return Proposed(*found)
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        await self._held.get(str(folder))
+
+
+def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
     """The result, and the milliseconds it took."""
     began = time.perf_counter()
-    result = function(*args, **kwargs)
+    result = function(*args)
     return result, 1000 * (time.perf_counter() - began)
 
 
 class Engine:
-    """Everything an ingress does; it must `take` a bundle before the first request."""
+    """Everything an ingress does; it must `take` a bundle before the first request. proposals: none, and it only scores."""
 
-    def __init__(self, options: Options, store: HistoryStore, stages: Stages) -> None:
-        self.options, self.store, self.stages = options, store, stages
+    def __init__(self, options: Options, store: HistoryStore, stages: Stages, proposals: Proposals | None = None) -> None:
+        self.options, self.store, self.stages, self.proposals = options, store, stages, proposals
         self.offers = Offers(self.take)
         self._live: Live | None = None
         self._io = ThreadPoolExecutor(4, "store")
@@ -92,36 +131,58 @@ class Engine:
     async def take(self, reference: str) -> None:
         """Load a bundle beside the one in use, then switch; raises, and changes nothing, if it must not be served."""
         live = await self._run(self._load, reference)
-        if self._live is not None:
-            await self.stages.hold(live.bundle.path)
+        parts = [part for part in (self.stages, self.proposals) if part is not None]
+        await asyncio.gather(*(part.hold(live.bundle.path, first=self._live is None) for part in parts))
         self._live = live
 
     async def score(self, request: api.ScoreRequest) -> api.ScoreResponse:
         began = time.perf_counter()
-        _limit("targets", len(request.targets), self.options.max_targets)
+        _limit("targets", len(request.targets), self.options.max_targets, SPLIT)
         prepared, history_ms = await self._run(timed, prepare, self.live, self.store, request)
-        result = await self.stages.score(prepared.live, prepared.history, prepared.targets, request.explain)
+        explain_top = request.explain_top if request.explain else 0
+        result = await self.stages.score(prepared.live, prepared.seen.history, prepared.targets, explain_top)
         bundle, scored = prepared.live.bundle, result.scored
-        explanation = explanations(bundle, request, prepared.history, scored) if request.explain else None
+        explanation = explanations(bundle, request, prepared.seen.history, scored) if request.explain else None
         total_ms = 1000 * (time.perf_counter() - began)
         return api.ScoreResponse(
-            bundle_version=bundle.version,
-            user_id=request.user_id,
-            known_user=prepared.known_user,
-            task=TASKS[prepared.targets.task],
-            time_ms=prepared.targets.time_ms,
+            **_answer(request.user_id, prepared.live, prepared.seen, prepared.targets, scored),
             scores=scored.probability_T.tolist(),
-            history_length=prepared.stored,
-            history_used=len(prepared.history.item_L),
-            retriever=scored.choice.method,
-            retriever_reason=scored.choice.reason,
             timings_ms=api.Timings(history=history_ms, retrieve=result.retrieve_ms, rank=result.rank_ms, total=total_ms),
             explanation=explanation,
         )
 
+    async def recommend(self, request: api.RecommendRequest) -> api.RecommendResponse:
+        """Candidates of the bundle in use, scored as POST /v1/score scores them, the best of them with reasons."""
+        began = time.perf_counter()
+        live, most = self.live, self.options.max_targets
+        proposals = self._proposals_of(live)
+        count = request.candidates or max(request.n, min(CANDIDATES, most))
+        _limit("n" if request.candidates is None else "candidates", count, most, "lower it, or raise serve.max_targets")
+        asked, history_ms = await self._run(timed, prepare_recommend, live, self.store, request, count)
+        proposed = await proposals.propose(live, asked.wish)
+        targets = asked.targets(proposed.candidates.item_C)
+        explain_top = request.n if request.because else 0
+        result = await self.stages.score(live, asked.seen.history, targets, explain_top)
+        scored, origin_CS = result.scored, proposed.candidates.origin_CS
+        items = _recommended(request, asked, proposed, scored)
+        total_ms = 1000 * (time.perf_counter() - began)
+        return api.RecommendResponse(
+            **_answer(request.user_id, live, asked.seen, targets, scored),
+            items=items,
+            candidates=len(origin_CS),
+            by_source=dict(zip(SOURCES, origin_CS.sum(0).tolist(), strict=True)),
+            timings_ms=api.RecommendTimings(
+                history=history_ms,
+                propose=proposed.propose_ms,
+                retrieve=result.retrieve_ms,
+                rank=result.rank_ms,
+                total=total_ms,
+            ),
+        )
+
     async def append(self, request: api.EventsRequest) -> api.EventsResponse:
         """Store behaviours; they are on disk when this returns."""
-        _limit("events", len(request.events), self.options.max_events)
+        _limit("events", len(request.events), self.options.max_events, SPLIT)
         bundle = self.live.bundle
         events = [Event(e.item_id, e.time_ms, query_name(bundle, e), e.event_id, e.request_id) for e in request.events]
         added = await self._run(self.store.append, request.user_id, events)
@@ -154,11 +215,21 @@ class Engine:
             items=len(bundle.item_ids),
             queries=len(bundle.query_ids),
             top_k=bundle.config.top_k,
+            recommends=bundle.proposes and self.proposals is not None,
             users=self.store.num_users,
             loading=self.offers.loading,
             refused=self.offers.refused,
             replicas=list(replicas),
         )
+
+    def _proposals_of(self, live: Live) -> Proposals:
+        if not live.bundle.proposes:
+            what, fix = f"bundle {live.bundle.version}", "run `seminar build-index`, then serve the bundle it makes"
+            raise Refused(409, api.Problem(what=what, got="no item index", expected="one", fix=fix))
+        if self.proposals is None:
+            fix = "deploy it again with recommend: true and a bundle that has an item index"
+            raise Refused(409, api.Problem(what="service", got="no deployment Proposer", expected="one", fix=fix))
+        return self.proposals
 
     def _load(self, reference: str) -> Live:
         scorer = self.options.load_scorer(self.options.bundle_folder(reference))
@@ -176,7 +247,40 @@ def import_for(options: Options, scorer: TwoStageScorer, store: HistoryStore) ->
     return import_histories(store, artifacts.open("pairs", version)) if artifacts.exists("pairs", version) else None
 
 
-def _limit(what: str, got: int, limit: int) -> None:
+def _answer(user_id: str, live: Live, seen: Seen, targets: Targets, scored: Scored) -> dict[str, Any]:
+    """Fields of an api.Answer."""
+    return {
+        "bundle_version": live.bundle.version,
+        "user_id": user_id,
+        "known_user": seen.known_user,
+        "task": TASKS[targets.task],
+        "time_ms": targets.time_ms,
+        "history_length": seen.stored,
+        "history_used": len(seen.history.item_L),
+        "retriever": scored.choice.method,
+        "retriever_reason": scored.choice.reason,
+    }
+
+
+def _recommended(request: api.RecommendRequest, asked: Asked, proposed: Proposed, scored: Scored) -> list[api.Recommendation]:
+    """The n best candidates, best first; of equals the one that was proposed first."""
+    bundle, found = asked.live.bundle, proposed.candidates
+    items = []
+    for place, candidate in enumerate(best_first(scored.probability_T, request.n).tolist()):
+        row, logit = int(found.item_C[candidate]), float(found.score_C[candidate])
+        items.append(
+            api.Recommendation(
+                item_id=bundle.item_ids[row],
+                text=bundle.item_texts[row],
+                score=float(scored.probability_T[candidate]),
+                sources=[source for source, held in zip(SOURCES, found.origin_CS[candidate], strict=True) if held],
+                retrieval_score=None if math.isnan(logit) else logit,
+                because=reasons(bundle, asked.seen.history, scored, place, request.because),
+            )
+        )
+    return items
+
+
+def _limit(what: str, got: int, limit: int, fix: str) -> None:
     if got > limit:
-        fix = "split the list over several requests"
         raise Refused(413, api.Problem(what=what, got=str(got), expected=f"at most {limit}", fix=fix))

@@ -15,6 +15,7 @@ from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve.problems import problems_of
+from serve.proposing import BundleProposer, published
 
 
 class Options(BaseModel):
@@ -35,6 +36,8 @@ class Options(BaseModel):
     max_keys_gib: float = Field(64.0, gt=0)
     max_targets: int = Field(1000, gt=0)
     max_events: int = Field(10_000, gt=0)
+    recommend: bool = True
+    """POST /v1/recommend: the application has a deployment Proposer."""
     max_history_gib: float = Field(64.0, gt=0)
     import_histories: bool = True
     """Load what the bundle's `pairs` artefact holds and the store does not: everything the first time, then what a later night
@@ -62,6 +65,10 @@ class Options(BaseModel):
         scorer = TwoStageScorer(bundle, self.retriever, self.overfetch, store)
         _try_out(scorer)
         return scorer
+
+    def load_proposer(self, folder: Path) -> BundleProposer:
+        """Load, check and warm up what a bundle proposes with, without its scorer; ArtifactError or VersionMismatch."""
+        return BundleProposer(published(folder))
 
     def open_history(self) -> LMDBHistoryStore:
         return LMDBHistoryStore(self.history or Path(self.workdir) / "history", self.max_history_gib)

@@ -43,7 +43,8 @@ def _problem(error: Mapping[str, Any], known: Sequence[str]) -> api.Problem:
         got = f"{error['ctx']['error']} at character {location[-1]}"
         return api.Problem(what="body", got=got, expected="JSON", fix="send valid JSON")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1)
+        # A name of another request is known too, but out of place here.
+        near = [] if name in known else difflib.get_close_matches(name, known, n=1)
         fix = f"did you mean {near[0]!r}?" if near else "remove it"
         return api.Problem(what=where, got="an unknown field", expected="a known one", fix=fix)
     got = "nothing" if kind == "missing" else repr(error.get("input"))[:80]
@@ -56,5 +57,5 @@ def _problem(error: Mapping[str, Any], known: Sequence[str]) -> api.Problem:
     return api.Problem(what=where, got=got, expected=expected, fix=fix)
 
 
-_MODELS = (api.ScoreRequest, api.Target, api.EventsRequest, api.EventIn)
+_MODELS = (api.ScoreRequest, api.Target, api.RecommendRequest, api.EventsRequest, api.EventIn)
 _FIELDS = sorted({name for model in _MODELS for name in model.model_fields})

@@ -24,7 +24,8 @@ MAX_PATH = 200
 
 ERRORS = {
     404: {"model": api.ErrorResponse, "description": "No such user."},
-    413: {"model": api.ErrorResponse, "description": "More targets, events or bytes than the service takes at once."},
+    409: {"model": api.ErrorResponse, "description": "No item index in the bundle (`seminar build-index`), or no Proposer."},
+    413: {"model": api.ErrorResponse, "description": "More targets, candidates, events or bytes than the service takes at once."},
     422: {"model": api.ErrorResponse, "description": "A malformed request, or an item or query id that the bundle lacks."},
     503: {"model": api.ErrorResponse, "description": "Overloaded, no bundle yet, or one that is damaged."},
     500: {"model": api.ErrorResponse, "description": "A bug in the service; its log says more."},
@@ -47,7 +48,7 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
     app = FastAPI(
         title="SEMINAR",
         version="1",
-        summary="Two-stage scoring of search and recommendation targets against lifelong histories.",
+        summary="Search and recommendation over lifelong histories: candidates, and two-stage scoring of targets.",
         responses={status: ERRORS[status] for status in (422, 500, 503)},
     )
     app.include_router(_routes(service))
@@ -68,6 +69,11 @@ def _routes(service: Callable[[], Service]) -> APIRouter:
     async def score(request: api.ScoreRequest, held: Held) -> api.ScoreResponse:
         """Probability of each target for this user, by the task of the request."""
         return await held.engine.score(request)
+
+    @router.post("/recommend", responses={409: ERRORS[409], 413: ERRORS[413]})
+    async def recommend(request: api.RecommendRequest, held: Held) -> api.RecommendResponse:
+        """Items out of the whole catalogue for this user, found, ranked by the task of the request, and why."""
+        return await held.engine.recommend(request)
 
     @router.post("/events", responses={413: ERRORS[413], 507: ERRORS[507]})
     async def append(request: api.EventsRequest, held: Held) -> api.EventsResponse:

@@ -10,12 +10,14 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from seminar.bundle import Bundle, normal_text
+from seminar.candidates.proposer import Past
 from seminar.errors import UnknownUser
 from seminar.history.store import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve import api
 from serve.problems import Refused
+from serve.proposing import Wish
 
 
 @dataclass(frozen=True)
@@ -38,19 +40,60 @@ class Live:
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A request in rows of one bundle. history: the behaviours that the bundle knows; stored: how many there are in all."""
+class Seen:
+    """A user's behaviours up to the moment of a request. history: those that the bundle knows, in its rows; request_L: the
+    numbers of their requests; stored: how many there are in all."""
 
-    live: Live
     history: ScoringHistory
-    targets: Targets
+    request_L: Int[ndarray, " L"]
     stored: int
     known_user: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A score request in rows of one bundle."""
+
+    live: Live
+    seen: Seen
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A recommend request in rows of one bundle: what candidates are wanted for, and what makes targets of them."""
+
+    live: Live
+    seen: Seen
+    wish: Wish
+    query: int
+    unseen_Xd: Float[ndarray, "X d"] | None
+    task: int
+    time_ms: int
+
+    def targets(self, item_C: Int[ndarray, " C"]) -> Targets:
+        """Candidates as the scorer takes them, each with the query of the request."""
+        return Targets(item_C, np.full(len(item_C), self.query), self.task, self.time_ms, self.unseen_Xd)
 
 
 def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Prepared:
     """Everything the scorer needs; Refused for an item or query id that the bundle does not hold."""
     targets = _targets(live.scorer, request)
+    return Prepared(live, _seen(live, store, request), targets)
+
+
+def prepare_recommend(live: Live, store: HistoryStore, request: api.RecommendRequest, candidates: int) -> Asked:
+    """Everything that proposer and scorer need; Refused for a query id that the bundle does not hold."""
+    query_1, unseen_Xd = _queries(live.scorer, [request], "query_id")
+    query, queried = int(query_1[0]), bool(request.query_id or request.query)
+    seen = _seen(live, store, request)
+    past = Past(seen.history.item_L, seen.request_L)
+    # A text outside the catalogue has another vector in the towers' space than in the scorer's.
+    wish = Wish(past, query if unseen_Xd is None else NONE, None if unseen_Xd is None else request.query, candidates)
+    return Asked(live, seen, wish, query, unseen_Xd, _task(request, queried), request.time_ms or now_ms())
+
+
+def _seen(live: Live, store: HistoryStore, request: api.ScoreRequest | api.RecommendRequest) -> Seen:
     try:
         stored, known_user = store.read(request.user_id), True
     except UnknownUser:
@@ -61,7 +104,7 @@ def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Prepa
     used = item_L != NONE
     user_id = request.user_id if known_user else None
     history = ScoringHistory(item_L[used], live.queries(stored.query_L[used]), stored.time_ms_L[used], user_id)
-    return Prepared(live, history, targets, len(stored), known_user)
+    return Seen(history, stored.request_L[used], len(stored), known_user)
 
 
 def query_name(bundle: Bundle, event: api.EventIn) -> str | None:
@@ -119,23 +162,30 @@ def _query_rows(bundle: Bundle, names: Sequence[str]) -> Int[ndarray, " N"]:
 def _targets(scorer: TwoStageScorer, request: api.ScoreRequest) -> Targets:
     bundle = scorer.bundle
     item_T = bundle.item_row([target.item_id for target in request.targets])
-    _require("item_id", item_T, [target.item_id for target in request.targets], "score items of the bundle's catalogue only")
+    ids, fix = [target.item_id for target in request.targets], "score items of the bundle's catalogue only"
+    _require("targets[{}].item_id", item_T, ids, fix)
     queried = any(target.query_id or target.query for target in request.targets)
-    query_T, unseen_Xd = _queries(scorer, request.targets)
+    query_T, unseen_Xd = _queries(scorer, request.targets, "targets[{}].query_id")
     return Targets(
         item_T=item_T,
         query_T=query_T,
-        task=TASKS.index(request.task or ("psr" if queried else "ctr")),
+        task=_task(request, queried),
         time_ms=request.time_ms or now_ms(),
         unseen_Xd=unseen_Xd,
     )
 
 
-def _queries(scorer: TwoStageScorer, targets: Sequence[api.Target]) -> tuple[Int[ndarray, " T"], Float[ndarray, "X d"] | None]:
+def _task(request: api.ScoreRequest | api.RecommendRequest, queried: bool) -> int:
+    return TASKS.index(request.task or ("psr" if queried else "ctr"))
+
+
+def _queries(
+    scorer: TwoStageScorer, targets: Sequence[api.Queried], where: str
+) -> tuple[Int[ndarray, " T"], Float[ndarray, "X d"] | None]:
     """Catalogue rows; rows behind the catalogue are texts it does not hold, encoded here. A text without any word is no query."""
     bundle = scorer.bundle
     by_id = bundle.query_row([target.query_id or "" for target in targets])
-    _require("query_id", by_id, [target.query_id for target in targets], "send its text as `query`")
+    _require(where, by_id, [target.query_id for target in targets], "send its text as `query`")
     by_text = bundle.query_row_by_text([target.query or "" for target in targets])
     query_T = np.where([target.query is None for target in targets], by_id, by_text)
     new = {normal_text(t.query): NONE for t, row in zip(targets, by_text, strict=True) if t.query and row == NONE}
@@ -149,13 +199,14 @@ def _queries(scorer: TwoStageScorer, targets: Sequence[api.Target]) -> tuple[Int
     return np.where(np.array(unseen) != NONE, unseen, query_T), vectors[usable] if usable.any() else None
 
 
-def _require(field: str, rows: Int[ndarray, " T"], ids: Sequence[str | None], fix: str) -> None:
+def _require(where: str, rows: Int[ndarray, " T"], ids: Sequence[str | None], fix: str) -> None:
+    """Refused, each unknown id told with its place put into `where`."""
     unknown = [i for i, (row, name) in enumerate(zip(rows, ids, strict=True)) if name is not None and row == NONE]
     if unknown:
         raise Refused(
             422,
             *(
-                api.Problem(what=f"targets[{i}].{field}", got=repr(ids[i]), expected="an id that the bundle knows", fix=fix)
+                api.Problem(what=where.format(i), got=repr(ids[i]), expected="an id that the bundle knows", fix=fix)
                 for i in unknown[:10]
             ),
         )

@@ -77,6 +77,9 @@ def _announce(running: Running) -> None:
     print(f"documentation: {running.url}/docs    versions: {running.url}/v1/bundle    Ray: {running.dashboard or 'no dashboard'}")
     body = '{"user_id": "1", "targets": [{"item_id": "ITEM"}], "explain": true}'
     print(f"try: curl -s {running.url}/v1/score -H 'content-type: application/json' -d '{body}'", flush=True)
+    if bundle["recommends"]:
+        body = '{"user_id": "1", "n": 5}'
+        print(f" or: curl -s {running.url}/v1/recommend -H 'content-type: application/json' -d '{body}'", flush=True)
 
 
 def until_interrupted() -> None:

@@ -1,28 +1,40 @@
-"""What the service is tested on: two real bundles that score differently, bundles that must be refused, the offline oracle."""
+"""What the service is tested on: real bundles that score and propose differently, bundles to refuse, the offline oracle; and the
+service in one process."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
 from seminar.artifacts import Artifact, FileEntry, Store, sha256_of
 from seminar.batching import Request, collate
-from seminar.bundle import Bundle
+from seminar.bundle import PROPOSER, Bundle
+from seminar.candidates.index import ItemIndex
+from seminar.config import IndexConfig
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories, read_histories
-from tests.bundles import make_bundle, make_vectors
+from serve import api
+from serve.engine import Engine, LocalProposals, LocalStages
+from serve.options import Options
+from serve.routes import create_app
+from tests.bundles import make_bundle, make_index, make_retriever, make_vectors
 
 
 @dataclass
 class World:
-    """Two published bundles of the tiny dataset that score differently, and its histories."""
+    """Two published bundles of the tiny dataset that score and propose differently, the first one again without an item index,
+    and its histories."""
 
     store: Store
     bundles: tuple[Artifact, Artifact]
+    plain: Artifact
     shards: list[Histories]
 
     def user(self, name: str) -> tuple[Histories, int]:
@@ -31,10 +43,62 @@ class World:
     @classmethod
     def of(cls, store: Store, pairs: Artifact) -> "World":
         vectors = make_vectors(store, pairs)
-        first = make_bundle(store, pairs, vectors, seed=0)
-        second = make_bundle(store, pairs, vectors, seed=1, current=False)
+        towers = [make_retriever(store, pairs, vectors, seed, current=False) for seed in (0, 1)]
+        indices = [make_index(store, tower, vectors, pairs, current=False) for tower in towers]
+        first = make_bundle(store, pairs, vectors, indices[0], seed=0)
+        second = make_bundle(store, pairs, vectors, indices[1], seed=1, current=False)
+        plain = make_bundle(store, pairs, vectors, seed=0, current=False)
         names = sorted(name for name in pairs.manifest.files if name.startswith("shards/"))
-        return cls(store, (first, second), [read_histories(pq.read_table(pairs.file(name))) for name in names])
+        return cls(store, (first, second), plain, [read_histories(pq.read_table(pairs.file(name))) for name in names])
+
+
+@dataclass
+class InProcess:
+    engine: Engine
+
+    async def replicas(self) -> Sequence[api.ReplicaState]:
+        return []
+
+
+@dataclass
+class Service:
+    client: TestClient
+    engine: Engine
+
+    def offer(self, bundle: object) -> bool:
+        assert self.client.portal is not None
+        return self.client.portal.call(self.engine.offers.offer, {"bundle": bundle})
+
+    def score(self, **request: Any) -> dict[str, Any]:
+        return self._post("score", request)
+
+    def recommend(self, **request: Any) -> dict[str, Any]:
+        return self._post("recommend", request)
+
+    def _post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        answer = self.client.post(f"/v1/{route}", json=body)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+class open_service:
+    """A service over `history`, as one process would run it."""
+
+    def __init__(self, world: World, history: Path, **args: Any) -> None:
+        options = Options.parse({"workdir": str(world.store.root), "history": str(history), "max_history_gib": 0.1, **args})
+        proposals = LocalProposals(options) if options.recommend else None
+        self.engine = Engine(options, options.open_history(), LocalStages(), proposals)
+        self.client = TestClient(create_app(lambda: InProcess(self.engine)))
+
+    def __enter__(self) -> Service:
+        self.client.__enter__()
+        opened = Service(self.client, self.engine)
+        assert opened.offer("current")
+        return opened
+
+    def __exit__(self, *error: object) -> None:
+        self.client.__exit__(None, None, None)
+        self.engine.store.close()
 
 
 def offline(world: World, bundle: Artifact, user: str, items: list[str], query: str | None, time_ms: int) -> np.ndarray:
@@ -79,6 +143,24 @@ def diverged(world: World, folder: Path) -> Path:
     state["heads.out.bias"][:] = torch.nan
     save_file(state, path)
     return _restamp(world, folder, path.name)
+
+
+def lost(world: World, folder: Path) -> Path:
+    """The second bundle with a dual tower that gives NaN, published with right checksums."""
+    path = _copy(world, folder) / PROPOSER / "tower.safetensors"
+    state = load_file(path)
+    state["fusion.norm.weight"][:] = torch.nan
+    save_file(state, path)
+    return _restamp(world, folder, f"{PROPOSER}/{path.name}")
+
+
+def outgrown(world: World, folder: Path) -> Path:
+    """The second bundle with the item index of a smaller catalogue, published with right checksums."""
+    name = f"{PROPOSER}/index.faiss"
+    path = _copy(world, folder) / name
+    whole = ItemIndex.load(path, {"kind": "flat", "effort": 1, "length_squared": 0.0})
+    ItemIndex.build(np.zeros((10, whole.faiss.d), np.float32), IndexConfig(kind="flat")).save(path)
+    return _restamp(world, folder, name)
 
 
 def _copy(world: World, folder: Path) -> Path:

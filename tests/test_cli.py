@@ -94,7 +94,7 @@ def test_values_of_every_type_are_read() -> None:
     [
         (["preprare"], "did you mean 'prepare'?"),
         (["pretrain", "--pretrain.step", "3"], "did you mean --pretrain.steps?"),
-        (["pretrain", "--steps", "3"], "did you mean --pretrain.steps or --finetune.steps?"),
+        (["pretrain", "--steps", "3"], "did you mean --pretrain.steps or --finetune.steps or"),
         (["pretrain", "--pretrain.steps", "abc"], "pretrain.steps: got 'abc'"),
         (["pretrain", "--pretrain.steps"], "--pretrain.steps: got 0 values"),
         (["pretrain", "--pretrain.lanes", "3", "--pretrain.num_workers", "2"], "num_workers (2) must divide lanes (3)"),

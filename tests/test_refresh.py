@@ -28,7 +28,8 @@ import torch
 from ray import serve
 
 from seminar.artifacts import Artifact, Store
-from seminar.bundle import Bundle
+from seminar.bundle import PROPOSER, Bundle, assemble
+from seminar.candidates.proposer import Past, Proposer
 from seminar.cli import main as seminar_main
 from seminar.codes.codebook import Stamp
 from seminar.codes.codebook_fit import fit
@@ -54,7 +55,7 @@ from seminar.retrieval import rescored
 from seminar.retrieval.regime import Choice
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve.deploy import DeployError, Serve, config_of, served, swap
-from tests.bundles import CODEBOOKS, make_bundle, make_vectors
+from tests.bundles import CODEBOOKS, make_bundle, make_index, make_retriever, make_vectors
 from tests.conftest import HOUR_MS, START_MS
 from workflows import live_service, refresh
 from workflows.__main__ import main as workflows_main
@@ -134,7 +135,9 @@ def before(tmp_path_factory: pytest.TempPathFactory, tiny_tables: dict[str, pa.T
     pq.write_table(items.filter(pc.invert(pc.is_in(items["item_id"], pa.array(NEW_ITEMS)))), log / "items.parquet")
     settings = place.settings(200)
     pairs = prepare_locally(open_source(settings.data), settings.data, settings.prepare, place.store)
-    make_bundle(place.store, pairs, make_vectors(place.store, pairs, settings.embed))
+    vectors = make_vectors(place.store, pairs, settings.embed)
+    index = make_index(place.store, make_retriever(place.store, pairs, vectors), vectors, pairs)
+    make_bundle(place.store, pairs, vectors, index)
     pq.write_table(items, log / "items.parquet")
     return place
 
@@ -194,6 +197,39 @@ def test_night_makes_a_bundle_of_the_grown_log_current(before: Place, after: Pla
     assert {kind: after.store.current(kind) for kind in POINTERS[:-1]} == {kind: made[kind].version for kind in POINTERS[:-1]}
     assert record.steps["pairs"].outcome["new"]["items"] == len(NEW_ITEMS)
     assert record.steps["pairs"].outcome["new"]["behaviours"] > 0
+
+
+def test_the_retriever_in_use_proposes_the_new_items(before: Place, after: Place) -> None:
+    """The night's index is of the same tower over the grown catalogue, inside the bundle, and held to its gate."""
+    old, new = (Proposer.load(place.store.open("bundle").path / PROPOSER) for place in (before, after))
+    grown = old.index.num_items + len(NEW_ITEMS)
+    assert new.index.num_items == grown
+    past = Past(np.arange(4), np.arange(4))
+    rows, _ = new.index.search(new.user(past), grown)
+    before_rows, _ = old.index.search(old.user(past), grown)
+    assert set(rows[0].tolist()) == set(range(grown))
+    assert set(range(old.index.num_items, grown)) - set(before_rows[0].tolist())
+    # Vectors stay, popularity moves with the log.
+    unit = {name: table.item_unit[: old.index.num_items] for name, table in (("old", old.units), ("new", new.units))}
+    torch.testing.assert_close(unit["old"], unit["new"])
+    step = after.record(FIRST_NIGHT).steps
+    assert step["index"].outcome["recall"] == 1.0
+    assert "recall of the item index" in [gate["name"] for gate in step["gates"].outcome["gates"]]
+
+
+def test_a_bundle_without_an_index_is_continued_without_one(ray_session: None, before: Place, tmp_path: Path) -> None:
+    place = before.copy(tmp_path / "place")
+    made_from = place.store.open("bundle").manifest.inputs
+    parts = {kind: place.store.open(kind, made_from[kind].version) for kind in ("model", "codebooks", "pairs", "vectors")}
+    assemble(place.store, **parts)
+    pointer = place.store.current("index")
+    place.night(FIRST_NIGHT)
+    step = place.record(FIRST_NIGHT).steps
+    assert list(step["index"].outcome) == ["skipped"]
+    assert not Bundle.load(place.store.open("bundle").path).proposes
+    assert place.store.current("index") == pointer
+    report = (place.store.root / "refresh" / f"night-{FIRST_NIGHT}" / "report.md").read_text()
+    assert "has no item index" in report
 
 
 def test_night_killed_at_every_step_ends_like_one_that_was_not(after: Place, killed_everywhere: dict[str, Place]) -> None:
@@ -481,7 +517,7 @@ def test_night_swaps_the_running_service_in_place_and_verifies_it(live: LiveWorl
     assert live.versions() == {bundle.version} != {before["version"]}
     assert [state["pid"] for state in after["replicas"]] == [state["pid"] for state in before["replicas"]]
     steps = live.place.record(SECOND_NIGHT).steps
-    assert steps["swap"].outcome == {"replicas": 2}
+    assert steps["swap"].outcome == {"replicas": 4}  # two of Ingress, two of Proposer
     assert steps["verify"].outcome["requests"] == 20
     assert steps["verify"].outcome["largest_difference"] <= 1e-5
     new = steps["pairs"].outcome["new"]["behaviours"]

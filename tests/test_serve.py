@@ -4,8 +4,7 @@ Most promises are tested on the real FastAPI application in this process; `test_
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,11 +17,10 @@ from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
 from seminar.errors import ArtifactError, ConfigError, VersionMismatch
 from serve import api
-from serve.engine import Engine, LocalStages
 from serve.options import Options
 from serve.problems import Refused
 from serve.routes import create_app
-from tests.served_world import World, damaged, diverged, mixture, offline
+from tests.served_world import InProcess, Service, World, damaged, diverged, lost, mixture, offline, open_service, outgrown
 
 LATER_MS = 1_700_000_000_000
 
@@ -32,52 +30,10 @@ def world(tiny_store: Store, tiny_pairs: Artifact) -> World:
     return World.of(tiny_store, tiny_pairs)
 
 
-@dataclass
-class InProcess:
-    engine: Engine
-
-    async def replicas(self) -> Sequence[api.ReplicaState]:
-        return []
-
-
-@dataclass
-class Service:
-    client: TestClient
-    engine: Engine
-
-    def offer(self, bundle: object) -> bool:
-        assert self.client.portal is not None
-        return self.client.portal.call(self.engine.offers.offer, {"bundle": bundle})
-
-    def score(self, **request: Any) -> dict[str, Any]:
-        answer = self.client.post("/v1/score", json=request)
-        assert answer.status_code == 200, answer.text
-        return answer.json()
-
-
 @pytest.fixture
 def service(world: World, tmp_path: Path) -> Iterator[Service]:
     with open_service(world, tmp_path / "history") as opened:
         yield opened
-
-
-class open_service:
-    """A service over `history`, as one process would run it."""
-
-    def __init__(self, world: World, history: Path, **args: Any) -> None:
-        options = Options.parse({"workdir": str(world.store.root), "history": str(history), "max_history_gib": 0.1, **args})
-        self._engine = Engine(options, options.open_history(), LocalStages())
-        self._client = TestClient(create_app(lambda: InProcess(self._engine)))
-
-    def __enter__(self) -> Service:
-        self._client.__enter__()
-        opened = Service(self._client, self._engine)
-        assert opened.offer("current")
-        return opened
-
-    def __exit__(self, *error: object) -> None:
-        self._client.__exit__(None, None, None)
-        self._engine.store.close()
 
 
 @pytest.mark.parametrize("retriever", ["exact", "pq"])
@@ -166,6 +122,12 @@ def test_explanation_adds_up(world: World, service: Service) -> None:
         for behaviour in one["behaviours"]:
             assert sum(behaviour["channels"].values()) == pytest.approx(behaviour["relevance"], abs=1e-4)
             assert (behaviour["item_id"], behaviour["time_ms"]) in taken
+    every = service.score(user_id="u17", targets=targets, explain=True, explain_top=12, time_ms=LATER_MS)["explanation"]
+    assert [one["target"] for one in every[:3]] == [one["target"] for one in told]
+    for one, same in zip(told, every, strict=False):
+        assert [b["item_id"] for b in one["behaviours"]] == [b["item_id"] for b in same["behaviours"]]
+        weights = ([b["attention"] for b in explained["behaviours"]] for explained in (one, same))
+        assert np.allclose(*weights, atol=1e-6)
     assert service.score(user_id="nobody", targets=targets, explain=True)["explanation"][0]["behaviours"] == []
 
 
@@ -187,6 +149,8 @@ def test_swap_changes_version_and_scores_and_keeps_histories(world: World, servi
         (mixture, VersionMismatch, "codebooks"),
         (damaged, ArtifactError, "sha256"),
         (diverged, ArtifactError, "not a number"),
+        (lost, ArtifactError, "nothing that is near a user"),
+        (outgrown, VersionMismatch, "10 items"),
         (lambda world, folder: folder / "missing", ArtifactError, "no manifest.json"),
         (lambda world, folder: "v-unknown", ArtifactError, "one of"),
         (lambda world, folder: 7, ConfigError, "user_config"),
@@ -211,13 +175,13 @@ def test_bad_bundle_is_refused_told_and_changes_nothing(
 
 def test_first_bundle_must_be_good(world: World, tmp_path: Path) -> None:
     opening = open_service(world, tmp_path / "history")
-    with opening._client as client:
+    with opening.client as client:
         assert client.get("/v1/health/live").status_code == 200
         assert client.get("/v1/health/ready").status_code == 503
         assert client.portal is not None
         with pytest.raises(ArtifactError):
-            client.portal.call(opening._engine.offers.reconfigure, {"bundle": "v-unknown"})
-    opening._engine.store.close()
+            client.portal.call(opening.engine.offers.reconfigure, {"bundle": "v-unknown"})
+    opening.engine.store.close()
 
 
 GOOD = {"user_id": "u01", "targets": [{"item_id": "i01"}]}
@@ -351,25 +315,28 @@ def test_stage_without_a_replica_is_503_and_its_damaged_bundle_keeps_its_sentenc
     from ray.serve._private.common import DeploymentID
     from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-    from serve.app import RemoteStages
+    from serve.app import RemoteProposals, RemoteStages
 
-    def status(error: Exception) -> int | str:
-        async def rank(*_: Any) -> None:
+    def status(error: Exception, proposer: bool) -> tuple[int, str] | str:
+        async def last(*_: Any) -> None:
             raise error
 
-        handle: Any = SimpleNamespace(retrieve=SimpleNamespace(remote=lambda *_: None), rank=SimpleNamespace(remote=rank))
-        live: Any = SimpleNamespace(bundle=SimpleNamespace(path=Path("bundle")))
+        failing, live = SimpleNamespace(remote=last), SimpleNamespace(bundle=SimpleNamespace(path=Path("bundle")))
+        handle: Any = SimpleNamespace(retrieve=SimpleNamespace(remote=lambda *_: None), rank=failing, propose=failing)
+        call: Any = RemoteProposals(handle).propose if proposer else RemoteStages(handle, handle).score
         try:
-            asyncio.run(RemoteStages(handle, handle).score(live, *[None] * 2, explain=False))  # type: ignore[arg-type]
+            asyncio.run(call(live, *[None] * (1 if proposer else 3)))
         except Refused as refused:
-            return refused.status
+            return refused.status, refused.problems[0].what
         except ArtifactError as damaged:
             return str(damaged)
         raise AssertionError("nothing was raised")
 
-    assert status(DeploymentUnavailableError(DeploymentID("ESU"))) == 503
-    assert status(BackPressureError(1, 1)) == 503
-    assert status(RayTaskError("rank", "a traceback", ArtifactError("damaged")).as_instanceof_cause()) == "damaged"
+    for proposer, told in ((False, "GSU or ESU"), (True, "Proposer")):
+        assert status(DeploymentUnavailableError(DeploymentID("one")), proposer) == (503, told)
+        assert status(BackPressureError(1, 1), proposer) == (503, told)
+        damaged = RayTaskError("rank", "a traceback", ArtifactError("damaged")).as_instanceof_cause()
+        assert status(damaged, proposer) == "damaged"
 
 
 def test_example_of_the_documentation_is_a_household_and_items_of_the_demo(limited: Service) -> None:
@@ -377,10 +344,12 @@ def test_example_of_the_documentation_is_a_household_and_items_of_the_demo(limit
     import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    (example,) = limited.client.get("/openapi.json").json()["components"]["schemas"]["ScoreRequest"]["examples"]
-    request = api.ScoreRequest.model_validate(example)
+    schemas = limited.client.get("/openapi.json").json()["components"]["schemas"]
+    scored = api.ScoreRequest.model_validate(schemas["ScoreRequest"]["examples"][0])
+    recommended = api.RecommendRequest.model_validate(schemas["RecommendRequest"]["examples"][0])
     folder = Path(package.__file__).parent / "data"
-    for column, ids in {"household_id": {request.user_id}, "product_id": {t.item_id for t in request.targets}}.items():
+    users, items = {scored.user_id, recommended.user_id}, {t.item_id for t in scored.targets}
+    for column, ids in {"household_id": users, "product_id": items}.items():
         known = pc.unique(pq.read_table(folder / "transactions.parquet", columns=[column])[column])
         assert ids <= {str(name) for name in known.to_pylist()}
 
@@ -403,11 +372,13 @@ def test_full_store_is_507_and_the_service_goes_on(world: World, tmp_path: Path)
 
 def test_openapi_names_every_route_and_each_error(limited: Service) -> None:
     document = limited.client.get("/openapi.json").json()
-    routes = {"/v1/score", "/v1/events", "/v1/bundle", "/v1/users/{user_id}/history", "/v1/health/live", "/v1/health/ready"}
+    posts = ("/v1/score", "/v1/recommend", "/v1/events")
+    routes = {*posts, "/v1/bundle", "/v1/users/{user_id}/history", "/v1/health/live", "/v1/health/ready"}
     assert set(document["paths"]) == routes
-    for path in ("/v1/score", "/v1/events"):
+    for path in posts:
         post = document["paths"][path]["post"]
         assert {"200", "413", "422", "503"} <= set(post["responses"])
+        assert ("409" in post["responses"]) == (path == "/v1/recommend")
         assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
     names = set(document["components"]["schemas"])
     references = {part.split('"')[0] for part in limited.client.get("/openapi.json").text.split("#/components/schemas/")[1:]}
@@ -420,6 +391,7 @@ def test_bundle_names_everything_a_score_comes_from(world: World, limited: Servi
     assert told["inputs"] == {name: ref.version for name, ref in world.bundles[0].manifest.inputs.items()}
     assert (told["version"], told["topology"], told["retriever"]) == (world.bundles[0].version, "fused", "auto")
     assert told["users"] == sum(map(len, world.shards))
+    assert told["recommends"]
 
 
 def test_unknown_argument_of_build_is_one_sentence() -> None:

@@ -8,7 +8,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from seminar.artifacts import Artifact, Store
 from seminar.config import ServeConfig, Settings
-from seminar.errors import SeminarError
+from seminar.errors import ArtifactError, SeminarError
 from serve.app import build
 from serve.deploy import FOLDER, DeployError, Serve, config_of, served, swap, with_bundle
 from serve.run import REPOSITORY, run
@@ -36,7 +35,7 @@ def world(tiny_store: Store, tiny_pairs: Artifact) -> World:
 
 @dataclass(frozen=True)
 class Served:
-    """Two applications of one Serve instance over one history store: `fused` with two replicas, and `split`."""
+    """Two applications of one Serve instance over one history store: `fused` with two ingresses, and `split`."""
 
     settings: Settings
     fused: str
@@ -67,7 +66,7 @@ def _small(application: dict[str, Any], name: str) -> dict[str, Any]:
     """For two cores: fixed numbers of replicas with small claims."""
     for deployment in application["deployments"]:
         del deployment["autoscaling_config"]
-        deployment["num_replicas"] = 2 if name == "fused" else 1
+        deployment["num_replicas"] = 2 if (name, deployment["name"]) == ("fused", "Ingress") else 1
         deployment["ray_actor_options"] = {"num_cpus": 0.1}
     runtime_env = {"working_dir": f"local://{REPOSITORY}"}
     return {**application, "name": name, "route_prefix": f"/{name}", "runtime_env": runtime_env}
@@ -96,6 +95,28 @@ def test_both_topologies_explain_alike(served_world: Served) -> None:
     assert len(fused[0]["behaviours"]) == 5
 
 
+def recommend(url: str, user: str, **more: Any) -> dict[str, Any]:
+    return post(f"{url}/v1/recommend", {"user_id": user, "n": 5, "candidates": 30, "time_ms": LATER_MS, **more})
+
+
+def facts(told: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    """What bundles of other seeds answer otherwise: which items, found by whom."""
+    return [(item["item_id"], item["sources"]) for item in told["items"]]
+
+
+def test_both_topologies_recommend_alike_and_by_the_offline_scores(served_world: Served, world: World) -> None:
+    for user, query in (("u08", {}), ("u17", {"query_id": "q-tea"}), ("nobody", {"query": "green leaves"})):
+        fused, split = (recommend(url, user, **query) for url in (served_world.fused, served_world.split))
+        assert facts(fused) == facts(split)
+        for mine, other in zip(fused["items"], split["items"], strict=True):
+            assert mine["score"] == pytest.approx(other["score"], abs=1e-6)
+            assert [b["item_id"] for b in mine["because"]] == [b["item_id"] for b in other["because"]]
+        if user != "nobody":
+            items = [item["item_id"] for item in fused["items"]]
+            expected = offline(world, world.bundles[0], user, items, query.get("query_id"), LATER_MS)
+            assert np.allclose([item["score"] for item in fused["items"]], expected, atol=1e-5)
+
+
 def test_event_is_seen_by_every_replica_of_the_node_at_once(served_world: Served) -> None:
     for number in range(10):
         answer = post(
@@ -117,10 +138,11 @@ def test_malformed_request_keeps_its_status_through_serve(served_world: Served) 
 
 @dataclass
 class Load:
-    """Requests in flight from several threads, with everything they got."""
+    """Requests in flight from several threads, every other one for recommendations, with everything they got."""
 
     urls: list[str]
     answers: list[tuple[str, list[float]]] = field(default_factory=list)
+    recommended: list[tuple[str, list[tuple[str, list[str]]]]] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def __enter__(self) -> "Load":
@@ -140,6 +162,8 @@ class Load:
             try:
                 answer = score(url, "u08")
                 self.answers.append((answer["bundle_version"], answer["scores"]))
+                answer = recommend(url, "u08")
+                self.recommended.append((answer["bundle_version"], facts(answer)))
             except Exception as error:
                 self.failures.append(repr(error))
 
@@ -148,12 +172,12 @@ def pids(url: str) -> dict[str, int]:
     return {state["replica"]: state["pid"] for state in served(url)["replicas"]}
 
 
-def wait_for(url: str, field: str, value: str | None = None) -> dict[str, Any]:
-    """Until the field has this value, or any, on all replicas."""
+def wait_for(url: str, field: str, value: str | None = None, without: str | None = None) -> dict[str, Any]:
+    """Until the field has this value, or any, on all replicas but those of one deployment."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         told = served(url)
-        found = [state[field] for state in told["replicas"]]
+        found = [state[field] for state in told["replicas"] if state["deployment"] != without]
         if all(one is not None if value is None else one == value for one in found):
             return told
         time.sleep(0.05)
@@ -162,8 +186,14 @@ def wait_for(url: str, field: str, value: str | None = None) -> dict[str, Any]:
 
 def test_swap_under_load_fails_nobody_and_keeps_the_processes(served_world: Served, world: World) -> None:
     before = {url: pids(url) for url in (served_world.fused, served_world.split)}
-    assert [len(found) for found in before.values()] == [2, 3]
+    assert [len(found) for found in before.values()] == [3, 4]
     expected = {b.version: offline(world, b, "u08", ITEMS, None, LATER_MS) for b in world.bundles}
+    found = {}
+    for bundle in reversed(world.bundles):
+        swap(None, served_world.fused, bundle.version)
+        wait_for(served_world.split, "bundle_version", bundle.version)
+        found[bundle.version] = facts(recommend(served_world.fused, "u08"))
+    assert found[world.bundles[0].version] != found[world.bundles[1].version]
     with Load([served_world.fused, served_world.split]) as load:
         for bundle in (world.bundles[1], world.bundles[0], world.bundles[1], world.bundles[0]):
             swap(None, served_world.fused, bundle.version)
@@ -172,25 +202,41 @@ def test_swap_under_load_fails_nobody_and_keeps_the_processes(served_world: Serv
     assert load.failures == []
     assert {version for version, _ in load.answers} == set(expected)
     assert all(np.allclose(scores, expected[version], atol=1e-5) for version, scores in load.answers)
+    assert {version for version, _ in load.recommended} == set(found)
+    assert all(told == found[version] for version, told in load.recommended)
     assert {url: pids(url) for url in before} == before
 
 
 def test_mixture_is_refused_by_every_replica_and_the_old_bundle_serves_on(
     served_world: Served, world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
+    """Every replica that reads codes: a Proposer takes the bundle, and is asked for the old one all the same."""
     bad, good = mixture(world, tmp_path_factory.mktemp("bad") / "mixture"), world.bundles[0]
     before = pids(served_world.split)
     with Load([served_world.fused, served_world.split]) as load:
         with pytest.raises(DeployError, match="VersionMismatch"):
             swap(None, served_world.fused, str(bad))
-        told = wait_for(served_world.split, "refused")
+        told = wait_for(served_world.split, "refused", without="Proposer")
     assert told["version"] == good.version
     assert load.failures == []
-    assert {version for version, _ in load.answers} == {good.version}
+    assert {version for version, _ in [*load.answers, *load.recommended]} == {good.version}
     states = swap(None, served_world.fused, good.version)
     assert all(state["refused"] is None for state in states)
     wait_for(served_world.split, "bundle_version", good.version)
     assert pids(served_world.split) == before
+
+
+def test_bundle_without_an_item_index_is_taken_scores_and_is_409_for_recommendations(served_world: Served, world: World) -> None:
+    swap(None, served_world.fused, world.plain.version)
+    expected = offline(world, world.bundles[0], "u08", ITEMS, None, LATER_MS)
+    assert np.allclose(score(served_world.fused, "u08")["scores"], expected, atol=1e-5)
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        recommend(served_world.fused, "u08")
+    assert refused.value.code == 409
+    assert json.load(refused.value)["errors"][0]["got"] == "no item index"
+    swap(None, served_world.fused, world.bundles[0].version)
+    assert recommend(served_world.fused, "u08")["bundle_version"] == world.bundles[0].version
+    wait_for(served_world.split, "bundle_version", world.bundles[0].version)
 
 
 def test_service_started_anew_serves_the_current_bundle_and_every_event(served_world: Served, world: World) -> None:
@@ -202,32 +248,53 @@ def test_service_started_anew_serves_the_current_bundle_and_every_event(served_w
     assert after["scores"] == before["scores"]
 
 
+@pytest.mark.parametrize("recommends", [True, False])
 @pytest.mark.parametrize("topology", ["fused", "split"])
-def test_yaml_is_what_build_makes(topology: str) -> None:
+def test_yaml_is_what_build_makes(topology: str, recommends: bool) -> None:
     config = yaml.safe_load((FOLDER / f"{topology}.yaml").read_text())
     ServeDeploySchema.model_validate(config)
     application = config["applications"][0]
     assert application["args"]["topology"] == topology
     names = {deployment["name"] for deployment in application["deployments"]}
-    assert names == {"fused": {"Ingress"}, "split": {"Ingress", "GSU", "ESU"}}[topology]
+    assert names == {"fused": {"Ingress", "Proposer"}, "split": {"Ingress", "Proposer", "GSU", "ESU"}}[topology]
     assert all(deployment["autoscaling_config"]["min_replicas"] >= 1 for deployment in application["deployments"])
     from ray.serve._private.build_app import build_app
 
-    built = build_app(build(application["args"]), name="x", route_prefix="/", default_runtime_env=None)
-    assert {deployment.name for deployment in built.deployments} == names
+    arguments = {**application["args"], "recommend": recommends}
+    built = build_app(build(arguments), name="x", route_prefix="/", default_runtime_env=None)
+    assert {deployment.name for deployment in built.deployments} == (names if recommends else names - {"Proposer"})
 
 
-def test_settings_fill_in_the_yaml(tmp_path: Path) -> None:
-    settings = Settings(workdir=tmp_path, serve=ServeConfig(topology="split", port=9001, max_targets=7, retriever="exact"))
-    config = config_of(settings, "v1")
+def test_settings_fill_in_the_yaml(world: World) -> None:
+    workdir, version = world.store.root, world.bundles[0].version
+    settings = Settings(workdir=workdir, serve=ServeConfig(topology="split", port=9001, max_targets=7, retriever="exact"))
+    config = config_of(settings, version)
     ServeDeploySchema.model_validate(config)
     application = config["applications"][0]
     assert (config["http_options"]["host"], config["http_options"]["port"]) == ("127.0.0.1", 9001)
-    assert {d["user_config"]["bundle"] for d in application["deployments"]} == {"v1"}
-    assert application["args"] | {"max_targets": 7, "retriever": "exact", "workdir": str(tmp_path)} == application["args"]
+    assert {d["user_config"]["bundle"] for d in application["deployments"]} == {version}
+    assert application["args"] | {"max_targets": 7, "retriever": "exact", "workdir": str(workdir)} == application["args"]
     changed = with_bundle(config, "v2")
     assert changed != config
-    assert with_bundle(changed, "v1") == config
+    assert with_bundle(changed, version) == config
+
+
+@pytest.mark.parametrize("topology", ["fused", "split"])
+def test_proposer_is_deployed_where_it_is_wanted_and_the_bundle_has_an_index(world: World, topology: Any) -> None:
+    def names(bundle: str, **serving: Any) -> tuple[set[str], bool]:
+        settings = Settings(workdir=world.store.root, serve=ServeConfig(topology=topology, **serving))
+        (application,) = config_of(settings, bundle)["applications"]
+        return {deployment["name"] for deployment in application["deployments"]}, application["args"]["recommend"]
+
+    every, recommends = names(world.bundles[0].version)
+    assert recommends
+    assert "Proposer" in every
+    assert names(str(world.bundles[0].path)) == (every, True)
+    assert names(world.plain.version) == (every - {"Proposer"}, False)
+    assert names(world.bundles[0].version, recommend=False) == (every - {"Proposer"}, False)
+    for unknown in ("v-unknown", "/no/such/folder"):
+        with pytest.raises(ArtifactError):
+            names(unknown)
 
 
 def test_unreachable_service_is_one_sentence() -> None:

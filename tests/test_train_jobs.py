@@ -25,7 +25,7 @@ from seminar.channels import VectorTables
 from seminar.config import PSU_SHAPES, FinetuneConfig, ModelConfig, PretrainConfig, RayConfig, Settings
 from seminar.data.weekly import flat_weeks
 from seminar.errors import ConfigError, VersionMismatch
-from seminar.train.build import check_psu, fresh_model, fresh_psu
+from seminar.train.build import check_psu, fresh_model, fresh_psu, psu_shapes
 from seminar.train.training import Optimisers
 from tests.test_training import Unit, batch_of, run
 from workflows import finetune, pretrain
@@ -133,16 +133,16 @@ def test_a_failing_step_ends_the_job_with_its_traceback_and_a_rerun_resumes(
     ray_session: None, store: Store, tiny_pairs: Artifact, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     inputs = {"pairs": tiny_pairs, "vectors": tiny_vectors(store, tiny_pairs)}
-    settings = Settings(workdir=store.root, model=SMALL, ray=RAY)
+    settings, shapes = Settings(workdir=store.root, model=SMALL, ray=RAY), psu_shapes(SMALL)
     lanes = partial(Mishaps, tmp_path, "raise")
     with pytest.raises(ValueError, match="planted") as failure:
-        train_artifact(store, "psu", inputs, settings, config(max_failures=3), Unit, lanes)
+        train_artifact(store, "psu", "pretrain", inputs, settings, shapes, config(max_failures=3), Unit, lanes)
     assert "in batch\n" in failure.value.__notes__[0], "the worker's own traceback comes along"
     assert drawn(tmp_path, 1) == list(range(8)), "an error that would repeat is not tried again"
     assert store.versions("psu") == []
     assert "stopped after" in capfd.readouterr().err
 
-    artifact = train_artifact(store, "psu", inputs, settings, config(max_failures=3), Unit, lanes)
+    artifact = train_artifact(store, "psu", "pretrain", inputs, settings, shapes, config(max_failures=3), Unit, lanes)
     assert drawn(tmp_path, 1) == [*range(8), *range(5, STEPS)]
     curve = pq.read_table(artifact.file("curve.parquet"))
     assert curve["loss"].to_pylist() == uninterrupted(), "on one worker a resumed run is bitwise the whole one"
@@ -152,7 +152,7 @@ def test_a_failing_step_ends_the_job_with_its_traceback_and_a_rerun_resumes(
     assert artifact.manifest.metrics["final"]["loss"] == curve["loss"][-1].as_py()
     assert artifact.manifest.metrics["origins"] == tiny_pairs.manifest.metrics["origins"]
 
-    again = train_artifact(store, "psu", inputs, settings, config(num_workers=2), Unit, lanes)
+    again = train_artifact(store, "psu", "pretrain", inputs, settings, shapes, config(num_workers=2), Unit, lanes)
     assert again.version == artifact.version, "how many workers is not part of what was trained"
     assert drawn(tmp_path, 1) == [*range(8), *range(5, STEPS)], "a finished artefact is returned at once"
 

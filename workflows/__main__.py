@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from seminar.artifacts import Store
 from seminar.errors import ConfigError, SeminarError, explain
 
-JOBS = ("prepare", "embed", "pretrain", "finetune", "fit-codebooks", "evaluate", "compare", "refresh")
+JOBS = (
+    *("prepare", "embed", "pretrain", "finetune", "fit-codebooks", "evaluate", "compare", "refresh"),
+    *("pretrain-retriever", "train-retriever", "build-index", "evaluate-retriever"),
+)
 
 
 def main(argv: Sequence[str]) -> int:

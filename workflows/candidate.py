@@ -1,4 +1,4 @@
-"""A night's candidate artefacts: pairs, vectors, drift, codebooks, bundle. Nothing here is made current.
+"""A night's candidate artefacts: pairs, vectors, drift, codebooks, index, bundle. Nothing here is made current.
 
 Each function is one step of workflows/refresh.py: it finds its own finished or interrupted artefact by what that is made from,
 so it may be repeated, and returns what the ledger keeps.
@@ -24,7 +24,7 @@ from seminar.nightly.refresh import Probe, choose_probes
 from seminar.nightly.strain import Strain, strain
 from seminar.schema import CHANNELS
 from seminar.sequences import read_histories
-from workflows import embed, fit_codebooks, prepare
+from workflows import build_index, embed, fit_codebooks, prepare
 from workflows.fit_codebooks import FILE, SIDES, Source, row_blocks
 
 
@@ -82,8 +82,17 @@ class Candidate:
         made = fit_codebooks.run(self.settings, self.store, warm, model=model, vectors=self.made("vectors"), current=False)
         return {"version": made.version, "channels": made.manifest.metrics["channels"]}
 
+    def index(self) -> dict[str, Any]:
+        """The retriever in use over the new catalogue."""
+        if "index" not in self.ledger.record.base:
+            return {"skipped": "the bundle in use has no item index"}
+        retriever = self.store.open("retriever", self.base("index").manifest.inputs["retriever"].version)
+        index = build_index.run(self.settings, self.store, retriever=retriever, vectors=self.made("vectors"), current=False)
+        return {"version": index.version, **index.manifest.metrics}
+
     def bundle(self) -> dict[str, Any]:
-        made = {kind: self.made(kind) for kind in ("codebooks", "pairs", "vectors")}
+        kinds = [kind for kind in ("codebooks", "pairs", "vectors", "index") if "version" in self.ledger.outcome(kind)]
+        made = {kind: self.made(kind) for kind in kinds}
         return {"version": assemble(self.store, self.base("model"), **made, current=False).version}
 
     def probes(self) -> list[Probe]:

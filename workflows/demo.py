@@ -1,4 +1,4 @@
-"""The whole system once, on real data: raw logs -> sequences -> model -> codes -> report -> a served score, explained.
+"""The whole system once, on real data: raw logs -> sequences -> models -> codes -> report -> served scores and recommendations.
 
 Everything here is what a user runs job by job: the demo calls the jobs in order, then asks the running service like any client.
 """
@@ -22,10 +22,20 @@ from seminar.schema import NONE
 from seminar.sequences import read_histories
 from serve.run import run as serve
 from serve.run import until_interrupted
-from workflows import embed, evaluate, finetune, fit_codebooks, prepare, pretrain
+from workflows import (
+    build_index,
+    embed,
+    evaluate,
+    finetune,
+    fit_codebooks,
+    prepare,
+    pretrain,
+    pretrain_retriever,
+    train_retriever,
+)
 from workflows.runtime import absolute, ray_session
 
-NUM_STEPS = 8
+NUM_STEPS = 10
 
 
 @dataclass
@@ -74,8 +84,11 @@ def run(settings: Settings, keep: bool = False, households: int | None = None) -
         pairs, report = _learn(settings, store, steps)
         with steps.step("serve", "two-stage scorer (GSU over codes -> exact ESU) behind HTTP"):
             service = serve(settings, block=False)
+        question = _question(pairs, settings)
         with steps.step("score", f"one household's candidates over {service.url}"):
-            _ask(service.url, _question(pairs, settings))
+            _ask(service.url, question)
+        with steps.step("recommend", "the same household, out of the whole catalogue"):
+            _recommend(service.url, question)
         _close(settings, steps, report, service.url)
         if keep:
             print("\nThe service stays up; Ctrl-C stops it.", flush=True)
@@ -98,6 +111,10 @@ def _learn(settings: Settings, store: Store, steps: Steps) -> tuple[Artifact, Ar
         print(f"      {_losses(model)}")
     with steps.step("fit-codebooks", "product quantisation of every channel, codes for the catalogue"):
         fit_codebooks.run(settings, store)
+    with steps.step("retriever", "dual tower over content alone, and an index of the catalogue: who proposes what is ranked"):
+        print(f"      {_losses(pretrain_retriever.run(settings, store))}")
+        print(f"      {_losses(train_retriever.run(settings, store))}")
+        build_index.run(settings, store)
     with steps.step("evaluate", "held-out baskets against floors that any model must clear"):
         report = evaluate.run(settings, store)
     return pairs, report
@@ -140,6 +157,20 @@ def _ask(url: str, question: Question) -> None:
         day = time.strftime("%Y-%m-%d", time.gmtime(kept["time_ms"] / 1000))
         name = kept["text"] or kept["item_id"]
         print(f"        {day}  attention {kept['attention']:.2f}  relevance {kept['relevance']:+.2f}  {name}")
+
+
+def _recommend(url: str, question: Question) -> None:
+    query = {} if question.query_id is None else {"query_id": question.query_id}
+    body = {"user_id": question.user_id, "n": 5, "time_ms": question.time_ms, **query}
+    answer = _post(f"{url}/v1/recommend", body)
+    times, found = answer["timings_ms"], ", ".join(f"{source} {count}" for source, count in answer["by_source"].items())
+    print(f"      {answer['candidates']} candidates ({found}) in {times['propose']:.1f} ms, ranked in {times['total']:.1f} ms")
+    for rank, item in enumerate(answer["items"], 1):
+        mark = "  <- bought" if item["item_id"] == question.item_ids[question.bought] else ""
+        print(f"      {rank}. {item['score']:.3f}  {item['text'] or item['item_id']} ({', '.join(item['sources'])}){mark}")
+        for past in item["because"][:1]:
+            day = time.strftime("%Y-%m-%d", time.gmtime(past["time_ms"] / 1000))
+            print(f"           because of {day}: {past['text'] or past['item_id']}")
 
 
 def _close(settings: Settings, steps: Steps, report: Artifact, url: str) -> None:

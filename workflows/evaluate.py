@@ -116,10 +116,10 @@ def _inputs(store: Store) -> dict[str, Artifact]:
     """Current model, vectors, pairs, and the codebooks if they were made for this model and these vectors."""
     inputs = {kind: store.open(kind) for kind in ("model", "vectors", "pairs")}
     inputs["vectors"].require_input("pairs", inputs["pairs"], "run embed again")
-    if store.versions("codebooks"):
-        codebooks = store.open("codebooks")
-        if all(codebooks.manifest.inputs[kind].checksum == inputs[kind].manifest.checksum for kind in ("model", "vectors")):
-            inputs["codebooks"] = codebooks
+    codebooks = store.in_use("codebooks")
+    made_from = codebooks.manifest.inputs if codebooks else {}
+    if codebooks and all(made_from[kind].checksum == inputs[kind].manifest.checksum for kind in ("model", "vectors")):
+        inputs["codebooks"] = codebooks
     return inputs
 
 

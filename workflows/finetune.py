@@ -23,4 +23,5 @@ def run(settings: Settings, store: Store) -> Artifact:
         psu = inputs["psu"].file("psu.safetensors")
     build = partial(fresh_model, settings.model, config, inputs["vectors"].path, psu)
     open_lane = partial(open_finetune_lane, shard_paths(inputs["pairs"]), config, inputs["vectors"].path)
-    return train_artifact(store, "model", inputs, settings, config, build, open_lane)
+    shapes = {"model": settings.model.model_dump(mode="json")}
+    return train_artifact(store, "model", "finetune", inputs, settings, shapes, config, build, open_lane)

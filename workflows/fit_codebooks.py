@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float32, Int, UInt8
 from numpy import ndarray
 
 from seminar.artifacts import Artifact, Store
-from seminar.bundle import assemble
+from seminar.bundle import assemble, current_index
 from seminar.channels import ChannelEncoder, VectorTables
 from seminar.codes.codebook import CatalogueCodes, Codebooks, Stamp, encode_block, load_codes, save_codes
 from seminar.codes.codebook_fit import fit
@@ -102,7 +102,8 @@ def run(
     model, vectors = model or store.open("model"), vectors or store.open("vectors")
     made = _publish(settings, store, warm_from, model, vectors, current=current)
     if current:
-        assemble(store, model, made, store.open("pairs", vectors.manifest.inputs["pairs"].version), vectors)
+        pairs = store.open("pairs", vectors.manifest.inputs["pairs"].version)
+        assemble(store, model, made, pairs, vectors, current_index(store, vectors))
     return made
 
 

@@ -4,7 +4,7 @@ from functools import partial
 
 from seminar.artifacts import Artifact, Store
 from seminar.config import Settings
-from seminar.train.build import fresh_psu, shard_paths
+from seminar.train.build import fresh_psu, psu_shapes, shard_paths
 from seminar.train.sampling import pretrain_lane
 from workflows.train_artifact import train_artifact
 
@@ -16,4 +16,5 @@ def run(settings: Settings, store: Store) -> Artifact:
     config = settings.pretrain
     build = partial(fresh_psu, settings.model, config, inputs["vectors"].path)
     open_lane = partial(pretrain_lane, shard_paths(inputs["pairs"]), config=config)
-    return train_artifact(store, "psu", inputs, settings, config, build, open_lane)
+    shapes = psu_shapes(settings.model)
+    return train_artifact(store, "psu", "pretrain", inputs, settings, shapes, config, build, open_lane)

@@ -1,15 +1,17 @@
 """refresh: one night's log into the running service, in steps that may be killed anywhere; a rerun of the night does the rest.
 
-    pairs -> vectors -> drift -> codebooks -> bundle -> gates      candidates beside what is in use; a refusal changes nothing
-    publish -> histories -> swap -> verify                         from the first pointer on, a failure rolls everything back
+    pairs -> vectors -> drift -> codebooks -> index -> bundle -> gates    candidates beside what is in use; refused, nothing moved
+    publish -> histories -> swap -> verify                                from the first pointer on, a failure rolls all back
 
-The night continues the bundle in use and its model: appended items get vectors and codes, the model stays. The ledger under
+The night continues the bundle in use, its model and its retriever: appended items get vectors, codes and a place in the index.
+The ledger under
 <workdir>/refresh/<run_id>/ says what is done (seminar/nightly/ledger.py); steps find their artefacts by what they are made from.
 """
 
 import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from typing import Any
 
 from seminar.artifacts import Artifact, Store, write_atomically
@@ -82,6 +84,7 @@ class Night:
             "vectors": self.candidate.vectors,
             "drift": self.candidate.drift,
             "codebooks": self.candidate.codebooks,
+            "index": self.candidate.index,
             "bundle": self.candidate.bundle,
             "gates": self._gates,
             "publish": self._publish,
@@ -142,6 +145,7 @@ class Night:
         )
         rejected = quarantined_share(self.candidate.made("pairs").manifest.metrics)
         measured = measure(candidate, in_use, self.candidate.probes(), self.settings.serve.overfetch or OVERFETCH["pq"], rejected)
+        measured = replace(measured, index_recall=self.ledger.outcome("index").get("recall"))
         gates = judge(measured, self.settings.refresh, candidate.config.top_k)
         for gate in gates:
             print(f"    {'passed' if gate.passed else 'FAILED'}: {gate.name} {gate.value:.4g} ({gate.bound} {gate.limit:.4g})")
@@ -227,7 +231,8 @@ class Night:
         )
 
     def _candidates(self) -> dict[str, str]:
-        return {kind: self.ledger.outcome(kind)["version"] for kind in POINTERS}
+        made = {kind: self.ledger.outcome(kind) for kind in POINTERS}
+        return {kind: outcome["version"] for kind, outcome in made.items() if "version" in outcome}
 
 
 def _service(settings: Settings) -> LiveService | None:

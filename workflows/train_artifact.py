@@ -1,6 +1,7 @@
 """From inputs and settings to a published `psu` or `model`: what pretraining and fine-tuning share around the training itself."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import pyarrow.parquet as pq
 from safetensors.torch import save_file
@@ -18,20 +19,22 @@ from workflows.train_loop import TrainJob, train
 def train_artifact(
     store: Store,
     kind: str,
+    section: str,
     inputs: Mapping[str, Artifact],
     settings: Settings,
+    shapes: Mapping[str, Any],
     config: TrainConfig,
     build: Callable[[], nn.Module],
     open_lane: Callable[[int], Lane],
 ) -> Artifact:
     """The published `kind` of these inputs and settings: weights, curve.parquet and metrics; at once if it exists already.
 
-    The version does not depend on what cannot change the result: workers, checkpoints, restarts.
+    section: what the settings call `config`. shapes: the settings of what is trained, by section. The version does not depend on
+    what cannot change the result: workers, checkpoints, restarts.
     """
     # Rows of both must mean the same items.
     inputs["vectors"].require_input("pairs", inputs["pairs"], "run embed")
-    section = "pretrain" if kind == "psu" else "finetune"
-    recorded = recorded_config(section, settings.model, config, inputs["vectors"])
+    recorded = recorded_config(section, shapes, config, inputs["vectors"])
     version = store.version_of(kind, inputs, recorded)
     if store.exists(kind, version):
         store.set_current(kind, version)

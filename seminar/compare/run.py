@@ -30,6 +30,7 @@ from seminar.train.build import (
     fresh_model,
     fresh_psu,
     open_finetune_lane,
+    psu_shapes,
     recorded_config,
     shard_paths,
 )
@@ -130,11 +131,12 @@ def _rankable(histories: Histories, pool: ItemPool, config: EvaluateConfig) -> b
 
 
 def _psu_config(inputs: dict[str, Artifact], settings: Settings) -> dict[str, Any]:
-    return recorded_config("pretrain", settings.model, settings.pretrain, inputs["vectors"])
+    return recorded_config("pretrain", psu_shapes(settings.model), settings.pretrain, inputs["vectors"])
 
 
 def _run_config(inputs: dict[str, Artifact], settings: Settings) -> dict[str, Any]:
-    return recorded_config("finetune", settings.model, settings.finetune, inputs["vectors"])
+    shapes = {"model": settings.model.model_dump(mode="json")}
+    return recorded_config("finetune", shapes, settings.finetune, inputs["vectors"])
 
 
 def _save(model: nn.Module, path: Path) -> None:

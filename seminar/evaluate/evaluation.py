@@ -55,8 +55,8 @@ RANKED = pa.schema(
         pa.field("others", pa.int64(), nullable=False),
     ]
 )
-"""One row a (held-out pair, protocol, scorer). protocol: sampled or full. history_length: behaviours before the request.
-unseen: the item has no behaviour in training. repeat: the item is in the visible history."""
+"""One row a (held-out pair, protocol, scorer). protocol: sampled, full, or another of what ranks. history_length: behaviours
+before the request. unseen: the item has no behaviour in training. repeat: the item is in the visible history."""
 
 IMPRESSIONS = pa.schema(
     [
@@ -131,7 +131,7 @@ def evaluate_histories(
     drawn = [(pair, ranking_request(histories, pool, pair, config)) for pair in pairs]
     sampled = [(pair, *request) for pair, request in drawn if request is not None]
     skipped[f"pairs without a {config.negatives} negative"] = len(drawn) - len(sampled)
-    facts = {pair: _facts(histories, pool, pair) for pair in pairs}
+    facts = {pair: facts_of(histories, pool, pair) for pair in pairs}
     ranked = _ranked_sampled(histories, sampled, scorers, facts, config)
     if full_share > 0:
         chosen = in_user_sample(histories, config.seed, full_share)
@@ -168,7 +168,7 @@ def _batches(requests: Sequence[Request], max_history: int) -> Iterator[list[int
         yield held
 
 
-def _facts(histories: Histories, pool: ItemPool, pair: HeldOut) -> dict[str, object]:
+def facts_of(histories: Histories, pool: ItemPool, pair: HeldOut) -> dict[str, object]:
     """The columns that all rows of a held-out pair share."""
     first = int(histories.offsets[pair.row])
     item, query = histories.item[first + pair.position], histories.query[first + pair.position]

@@ -46,19 +46,23 @@ class Line:
 
 
 def summarise(
-    runs: Sequence[Rows], generator: np.random.Generator, references: Sequence[str] = FLOORS, replicates: int = REPLICATES
+    runs: Sequence[Rows],
+    generator: np.random.Generator,
+    references: Sequence[str] = FLOORS,
+    replicates: int = REPLICATES,
+    sliced: str = SAMPLED,
 ) -> list[dict[str, object]]:
     """All lines of one run, or the mean of several runs (training seeds) of one protocol.
 
     Each: protocol, query_origin, slice, bin, scorer, users, rows, runs, metrics, notes, and for a scorer that is no reference
-    `gains`: its metrics minus each reference's, paired by user. Raises InfeasibleMetrics, and DataError where there is nothing
-    to summarise or runs differ in what they ranked.
+    `gains`: its metrics minus each reference's, paired by user. sliced: the protocol whose lines are taken apart by slices too.
+    Raises InfeasibleMetrics, and DataError where there is nothing to summarise or runs differ in what they ranked.
     """
     users = user_ids(runs)
     if not all(len(rows.ranked) for rows in runs):
         fix = "use more users or another split"
         raise DataError(explain("evaluation", got="no held-out pair", expected="at least one", fix=fix))
-    by_run = [dict(_lines(rows, users)) for rows in runs]
+    by_run = [dict(_lines(rows, users, sliced)) for rows in runs]
     keys = list(by_run[0])
     if any(list(lines) != keys for lines in by_run):
         fix = "evaluate all runs alike"
@@ -100,11 +104,11 @@ def to_figures(names: Sequence[str], value_Q: ndarray, drawn_RQ: ndarray) -> Fig
     }
 
 
-def _lines(rows: Rows, users: pa.Array) -> Iterator[tuple[Key, Line]]:
+def _lines(rows: Rows, users: pa.Array, sliced: str) -> Iterator[tuple[Key, Line]]:
     for protocol in pc.unique(rows.ranked["protocol"]).to_pylist():
         table = rows.ranked.filter(pc.equal(rows.ranked["protocol"], protocol))
         for label, pool, main in pools(table):
-            for name, part, chosen in slices(pool, with_slices=main and protocol == SAMPLED):
+            for name, part, chosen in slices(pool, with_slices=main and protocol == sliced):
                 for scorer in pc.unique(pool["scorer"]).to_pylist():
                     kept = pool.filter(pa.array(chosen & _equal(pool, "scorer", scorer)))
                     if len(kept):

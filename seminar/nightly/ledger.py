@@ -19,9 +19,9 @@ from seminar.artifacts import write_atomically
 from seminar.config import Settings
 from seminar.errors import ConfigError, SeminarError, explain
 
-STEPS = ("pairs", "vectors", "drift", "codebooks", "bundle", "gates", "publish", "histories", "swap", "verify")
+STEPS = ("pairs", "vectors", "drift", "codebooks", "index", "bundle", "gates", "publish", "histories", "swap", "verify")
 State = Literal["running", "unchanged", "refused", "rolling_back", "rolled_back", "done"]
-_DEPENDS_ON = ("data", "prepare", "embed", "codebooks")
+_DEPENDS_ON = ("data", "prepare", "embed", "codebooks", "index")
 _LOCK = ".lock"
 
 

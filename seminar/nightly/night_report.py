@@ -28,6 +28,7 @@ def render(record: Record) -> str:
         ("Vectors", _vectors, "vectors"),
         ("Drift under the codebooks in use", _drift, "drift"),
         ("Refit", _refit, "codebooks"),
+        ("Item index", _index, "index"),
         ("Gates", _gates, "gates"),
         ("Histories", _histories, "histories"),
         ("Swap", _swap, "swap"),
@@ -80,6 +81,11 @@ def _refit(outcome: Mapping[str, Any]) -> Iterator[str]:
         rows.append((name, drift["changed"], *distortions, found["dead"], found["duplicates"]))
     header = ("channel", "changed", "before", "after", "never taken", "100 or more", "dead centroids", "duplicates")
     yield from _table(header, rows)
+
+
+def _index(outcome: Mapping[str, Any]) -> Iterator[str]:
+    yield f"{outcome['items']:,} items, {outcome['kind']}."
+    yield f"Recall@{outcome['recall_at']} against exact search: {outcome['recall']:.4f}."
 
 
 def _gates(outcome: Mapping[str, Any]) -> Iterator[str]:

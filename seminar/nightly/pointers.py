@@ -1,6 +1,6 @@
 """What is in use, moved as one: the `current` pointers of a bundle and of all it was made from, forward, undone, and back.
 
-No file system moves four pointers at once. Servers read that of the bundle alone, so it moves last; a move may be repeated, which
+No file system moves five pointers at once. Servers read that of the bundle alone, so it moves last; a move may be repeated, which
 is how a crash in between is finished.
 """
 
@@ -8,8 +8,8 @@ from collections.abc import Mapping
 
 from seminar.artifacts import Artifact, Store
 
-POINTERS = ("pairs", "vectors", "codebooks", "bundle")
-"""Kinds that a night makes current, in this order."""
+POINTERS = ("pairs", "vectors", "codebooks", "index", "bundle")
+"""Kinds that a night makes current, in this order; `index` only where the bundle has one."""
 
 
 def current_versions(store: Store) -> dict[str, str | None]:
@@ -19,13 +19,13 @@ def current_versions(store: Store) -> dict[str, str | None]:
 
 def move_pointers(store: Store, versions: Mapping[str, str]) -> None:
     """Make these current. Idempotent, so that a rerun finishes what a crash between two pointers left."""
-    for kind in POINTERS:
+    for kind in filter(versions.__contains__, POINTERS):
         store.set_current(kind, versions[kind])
 
 
 def move_back(store: Store, versions: Mapping[str, str], before: Mapping[str, str | None]) -> None:
     """Undo `move_pointers`: no pointer of a night is left, nor is it offered to a later rollback. Idempotent."""
-    for kind in reversed(POINTERS):
+    for kind in filter(versions.__contains__, reversed(POINTERS)):
         moved = before[kind] not in (None, versions[kind])
         if moved and store.current(kind) == versions[kind]:
             store.rollback(kind)

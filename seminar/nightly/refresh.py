@@ -79,7 +79,8 @@ class Measured:
     is longer than what codes over-fetch, the only ones that can lose anything. not_finite: scores that are no numbers.
     coverage_drop: fall of the share of known rows that have a channel, the worst one. quarantined: share of rejected rows.
     rank, rank_before: mean reciprocal rank of the held-out item under both bundles, among the targets that both know, over the
-    `ranked` probes whose held-out item both know."""
+    `ranked` probes whose held-out item both know. index_recall: share of what exact search could return that the item index does;
+    None where there is no index."""
 
     probes: int
     searched: int
@@ -92,6 +93,7 @@ class Measured:
     ranked: int = 0
     rank: float = 1.0
     rank_before: float = 1.0
+    index_recall: float | None = None
 
 
 def measure(candidate: Bundle, in_use: Bundle, probes: Sequence[Probe], overfetch: float, quarantined: float = 0.0) -> Measured:
@@ -192,7 +194,9 @@ def judge(measured: Measured, config: RefreshConfig, top_k: int) -> list[Gate]:
     """All gates of a candidate."""
     drop = max(measured.recall_before - measured.recall, 0.0)
     fall = max(measured.rank_before - measured.rank, 0.0)
+    index = [] if measured.index_recall is None else [measured.index_recall]
     return [
+        *(Gate("recall of the item index", recall, "at least", config.min_index_recall) for recall in index),
         Gate(f"recall@{top_k} of codes", measured.recall, "at least", config.min_recall),
         Gate(f"drop of recall@{top_k} below the bundle in use", drop, "at most", config.max_recall_drop),
         Gate("mean change of probabilities by codes", measured.score_change, "at most", config.max_score_change),

@@ -1,5 +1,6 @@
 """From artefacts and settings to something to train: fresh models, their lanes, and what their version depends on."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +58,22 @@ def shard_paths(pairs: Artifact) -> list[Path]:
 def check_psu(psu: Artifact, vectors: Artifact, model: ModelConfig) -> None:
     """Raise VersionMismatch, naming what differs, unless the psu fits these vectors and this model section."""
     psu.require_input("vectors", vectors, "run pretrain")
-    got, expected = psu.manifest.config["model"], model.model_dump(mode="json", include=set(PSU_SHAPES))
+    got, expected = psu.manifest.config["model"], psu_shapes(model)["model"]
     if got != expected:
         raise VersionMismatch(
             explain(f"psu {psu.version}", got=got, expected=expected, fix="run pretrain with this model section")
         )
 
 
-def recorded_config(section: str, model: ModelConfig, config: TrainConfig, vectors: Artifact) -> dict[str, Any]:
-    """What a version depends on beside its inputs; of the model, a PSU depends on the shapes of its channels only."""
-    shapes = set(PSU_SHAPES) if section == "pretrain" else None
+def psu_shapes(model: ModelConfig) -> dict[str, Any]:
+    """Of a model, a PSU depends on the shapes of its channels only."""
+    return {"model": model.model_dump(mode="json", include=set(PSU_SHAPES))}
+
+
+def recorded_config(section: str, shapes: Mapping[str, Any], config: TrainConfig, vectors: Artifact) -> dict[str, Any]:
+    """What a version depends on beside its inputs."""
     return {
-        "model": model.model_dump(mode="json", include=shapes),
+        **shapes,
         section: config.model_dump(mode="json", exclude=set(HOW)),
         "encoders": encoders_of(vectors),
     }

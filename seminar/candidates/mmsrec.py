@@ -1,0 +1,112 @@
+"""MMSRec: Self-Supervised Multi-Modal Sequential Recommendation (Song, Sun, Feng 2023, arXiv 2304.13277).
+
+An item is its content: text, image and attribute tokens, no ID. One fusion encoder is both towers; pretraining aligns what it
+makes of any two combinations of an item's modalities.
+
+Departures: attributes are a third modality; a request is one masked position that predicts all that was taken in it, and all
+requests of a window are predicted in one pass, so attention is causal by request; a question may carry a query (the paper has no
+search); popularity is a counted part of the score (`tower.py`); fine-tuning samples its softmax instead of scoring the catalogue.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn import functional
+
+from seminar.batching import WindowBatch
+from seminar.candidates.fusion import FusionEncoder, fusion_encoder
+from seminar.candidates.tower import Asked, DualTower
+from seminar.channels import ChannelEncoder, ChannelSource, VectorTables
+from seminar.config import RetrieverConfig
+from seminar.rows import distinct, gather_rows
+from seminar.schema import ATTRIBUTES, CHANNELS, IMAGE, TEXT
+
+NUM_MODALITIES = 3
+
+
+class MMSRec(DualTower):
+    """The fusion encoder as user tower and item tower."""
+
+    def __init__(self, config: RetrieverConfig, tables: VectorTables, generator: torch.Generator) -> None:
+        super().__init__(config, tables, generator)
+        self.channels = ChannelEncoder(tables, config.channel_shapes, generator, num_ids=0)
+        self.fusion = fusion_encoder(config, NUM_MODALITIES, generator)
+
+    def items(self, rows: Int[Tensor, " N"]) -> Float[Tensor, "N d"]:
+        return functional.normalize(self.fusion.items(*self.channels.unit_items(rows)), dim=-1)
+
+    def users(self, batch: WindowBatch, asked: Asked) -> Float[Tensor, "A d"]:
+        return answers(self.fusion, self.channels, batch, asked)
+
+
+def answers(fusion: FusionEncoder, source: ChannelSource, batch: WindowBatch, asked: Asked) -> Float[Tensor, "A d"]:
+    """User tower over items and queries of `source`: the trainable encoder, or tables of unit vectors made with it."""
+    rows, row_BL = distinct(batch.item_BL)
+    unit_NMd, present_NM = source.unit_items(rows)
+    hint_Ad, _ = source.unit_queries(asked.query_A)
+    present_BLM = present_NM[row_BL] & batch.mask_BL[..., None]
+    token_BLMd = gather_rows(unit_NMd.flatten(1), row_BL).unflatten(-1, unit_NMd.shape[1:])
+    return functional.normalize(fusion.answers(token_BLMd, present_BLM, batch.request_BL, asked, hint_Ad), dim=-1)
+
+
+class Pretraining(MMSRec):
+    """MMSRec while it aligns combinations of modalities; its state is MMSRec's."""
+
+    content: Tensor
+
+    def __init__(self, config: RetrieverConfig, tables: VectorTables, generator: torch.Generator) -> None:
+        super().__init__(config, tables, generator)
+        self.register_buffer("content", torch.from_numpy(content_numbers(tables, config)), persistent=False)
+
+    def loss(self, batch: WindowBatch) -> dict[str, Tensor]:
+        """The alignment of the batch's distinct items."""
+        rows, _ = distinct(batch.item_BL[batch.mask_BL])
+        align = self.alignment(rows)
+        return {"total": align, "align": align}
+
+    def alignment(self, rows: Int[Tensor, " N"]) -> Float[Tensor, ""]:
+        """Symmetric InfoNCE between two views of each item; items of equal content are no negatives of each other.
+
+        A view is a combination of the item's present modalities, every non-empty one equally likely, and its own dropout: V-V',
+        V-T, T-T', VT-VT', V-VT, T-VT and their like with attributes.
+        """
+        unit_NMd, present_NM = self.channels.unit_items(rows)
+        kept = present_NM.any(1)
+        unit_NMd, present_NM, content_N = unit_NMd[kept], present_NM[kept], self.content[rows[kept]]
+        if len(unit_NMd) < 2:
+            return unit_NMd.sum() * 0.0
+        left_Nd, right_Nd = (functional.normalize(self.fusion.items(unit_NMd, part), dim=-1) for part in _parts(present_NM, 2))
+        logit_NN = self.scale * left_Nd @ right_Nd.T
+        twins_NN = (content_N[:, None] == content_N) & ~torch.eye(len(content_N), dtype=torch.bool, device=content_N.device)
+        logit_NN = logit_NN.masked_fill(twins_NN, -torch.inf)
+        both = torch.logsumexp(logit_NN, 0) + torch.logsumexp(logit_NN, 1) - 2 * logit_NN.diagonal()
+        return both.mean() / 2
+
+
+def _parts(present_NM: Bool[Tensor, "N M"], count: int) -> list[Bool[Tensor, "N M"]]:
+    """`count` draws of a non-empty part of each row's present modalities, all parts equally likely."""
+    modalities = present_NM.shape[1]
+    device = present_NM.device
+    bit = torch.arange(modalities, device=device)
+    subset_SM = (torch.arange(1, 1 << modalities, device=device)[:, None] >> bit) & 1 > 0
+    fits_NS = ~(subset_SM[None] & ~present_NM[:, None]).any(-1)
+    return [subset_SM[torch.multinomial(fits_NS.float(), 1)[:, 0]] for _ in range(count)]
+
+
+def content_numbers(tables: VectorTables, config: RetrieverConfig) -> Int[np.ndarray, " I"]:
+    """Equal for items whose content the towers cannot tell apart."""
+    numbers: dict[Any, int] = {}
+    used = [channel in config.modalities for channel in (CHANNELS[TEXT], CHANNELS[IMAGE], CHANNELS[ATTRIBUTES])]
+    bounds = tables.attribute_offsets
+    out = np.empty(tables.num_items, np.int64)
+    for row in range(tables.num_items):
+        key = (
+            int(tables.text_row[row]) if used[0] else -1,
+            int(tables.image_row[row]) if used[1] else -1,
+            tables.attribute_hash[bounds[row] : bounds[row + 1]].tobytes() if used[2] else b"",
+        )
+        out[row] = numbers.setdefault(key, len(numbers))
+    return out
