@@ -35,7 +35,7 @@ from seminar.train.retriever import load_retriever
 from workflows.runtime import absolute
 
 TOP = 100
-GRID: dict[str, tuple[int, ...]] = {"hnsw": (128, 256, 512, 1024), "ivf_pq": (32, 64, 128, 256)}
+GRID: dict[str, tuple[int, ...]] = {"hnsw": (256, 512, 1024), "ivf_pq": (64, 256, 512)}
 
 
 def main() -> None:

@@ -315,9 +315,9 @@ class IndexConfig(_Section):
     """auto: flat (exact) up to 50,000 items, hnsw up to 5 million, ivf_pq beyond, which keeps an item in `code_bytes`."""
     neighbours: int = Field(32, ge=4, le=128)
     """hnsw: links an item."""
-    build_effort: int = Field(128, ge=8, le=2048)
+    build_effort: int = Field(200, ge=8, le=2048)
     """hnsw: candidates looked at for each item while building."""
-    effort: int = Field(256, ge=1, le=65_536)
+    effort: int = Field(512, ge=1, le=65_536)
     """hnsw: candidates looked at for each search; ivf_pq: cells, of 4 sqrt(items)."""
     code_bytes: int = Field(32, ge=1, le=256)
     """ivf_pq: bytes an item."""

@@ -73,7 +73,7 @@ class BundleProposer:
             got, fix = f"{self._proposer.index.num_items} items", "assemble the bundle again"
             raise VersionMismatch(explain(what, got=got, expected=f"the bundle's {items}", fix=fix))
         rows = np.resize(np.arange(min(items, 64)), self._proposer.config.window)
-        for past in (Past(rows, np.arange(len(rows))), Past(rows[:0], rows[:0])):
+        for past in (Past(rows, np.full(len(rows), NONE), np.arange(len(rows))), Past(rows[:0], rows[:0], rows[:0])):
             found = self.propose(Wish(past, NONE, None, min(items, 200)))
             score = found.score_C[~np.isnan(found.score_C)]
             if not len(score) or not np.isfinite(score).all():

@@ -87,7 +87,7 @@ def prepare_recommend(live: Live, store: HistoryStore, request: api.RecommendReq
     query_1, unseen_Xd = _queries(live.scorer, [request], "query_id")
     query, queried = int(query_1[0]), bool(request.query_id or request.query)
     seen = _seen(live, store, request)
-    past = Past(seen.history.item_L, seen.request_L)
+    past = Past(seen.history.item_L, seen.history.query_L, seen.request_L)
     # A text outside the catalogue has another vector in the towers' space than in the scorer's.
     wish = Wish(past, query if unseen_Xd is None else NONE, None if unseen_Xd is None else request.query, candidates)
     return Asked(live, seen, wish, query, unseen_Xd, _task(request, queried), request.time_ms or now_ms())

@@ -180,7 +180,9 @@ def proposer(tower: MMSRec) -> Proposer:
     return Proposer.of(tower, ItemIndex.build(item_vectors(tower), IndexConfig()), taken)
 
 
-PAST = Past(np.array([11, 3, 25, 3, 8, 30, 25, 3, 39, 2]), np.array([0, 0, 1, 2, 2, 2, 4, 5, 5, 5]))
+ITEMS = np.array([11, 3, 25, 3, 8, 30, 25, 3, 39, 2])
+QUERIES = np.array([NONE, 1, NONE, 1, NONE, 5, NONE, NONE, 1, NONE])
+PAST = Past(ITEMS, QUERIES, np.array([0, 0, 1, 2, 2, 2, 4, 5, 5, 5]))
 
 
 @pytest.mark.parametrize("count", [1, 3, 8, 20, 40, 100])
@@ -192,7 +194,7 @@ def test_proposals_equal_a_plain_form(
     found = proposer.propose(PAST, query, count, sources=sources)
     score = (proposer.user(PAST, query) @ item_vectors(tower).T)[0]
     named = {
-        "history": [3, 25, 2, 39, 30, 8, 11][: count // 2],
+        "history": {NONE: [3, 25, 2, 39, 30, 8, 11], 1: [3, 39, 8, 11], 5: [30]}[query][: count // 2],
         "query": list(range(7, 13))[: count // 4] if query == 1 else [],
         "retrieved": np.argsort(-score)[:count].tolist(),
     }
@@ -208,7 +210,7 @@ def test_proposals_equal_a_plain_form(
 
 
 def test_a_user_without_a_past_gets_proposals(proposer: Proposer) -> None:
-    nothing = Past(np.empty(0, np.int64), np.empty(0, np.int64))
+    nothing = Past(*(np.empty(0, np.int64) for _ in range(3)))
     found = proposer.propose(nothing, 1, 8)
     assert found.item_C.tolist()[:2] == [7, 8]
     assert len(found.item_C) == 8
@@ -223,7 +225,7 @@ def test_a_query_outside_the_catalogue_is_asked_by_its_text(proposer: Proposer) 
     for known, row in ((4, 6), (2, 7)):
         np.testing.assert_allclose(proposer.user(PAST, row, unseen), proposer.user(PAST, known), atol=1e-5)
         np.testing.assert_allclose(proposer.user(PAST, known, unseen), proposer.user(PAST, known), atol=1e-6)
-    asked, known = proposer.propose(PAST, 7, 8, unseen), proposer.propose(PAST, 2, 8, sources=("history", "retrieved"))
+    asked, known = proposer.propose(PAST, 7, 8, unseen), proposer.propose(PAST, 2, 8, sources=("retrieved",))
     assert asked.item_C.tolist() == known.item_C.tolist()
 
 

@@ -174,7 +174,7 @@ def test_a_prefix_served_alone_gets_the_vector_it_has_inside_a_training_window(k
 def past(users: Histories, pair: HeldOut) -> tuple[Past, int]:
     first = int(users.offsets[pair.row])
     before = slice(first, first + pair.start)
-    return Past(users.item[before].astype(np.int64), users.request[before].astype(np.int64)), int(
+    return Past(*(column[before].astype(np.int64) for column in (users.item, users.query, users.request))), int(
         users.query[first + pair.position]
     )
 

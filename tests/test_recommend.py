@@ -69,7 +69,7 @@ def test_candidates_are_the_proposers(world: World, service: Service) -> None:
     bundle = Bundle.load(world.bundles[0].path)
     histories, row = world.user("u17")
     span = histories.span(row)
-    past = Past(histories.item[span].astype(np.int64), histories.request[span].astype(np.int64))
+    past = Past(*(column[span].astype(np.int64) for column in (histories.item, histories.query, histories.request)))
     for name, query in ((None, NONE), ("q-soap", int(bundle.query_row(["q-soap"])[0]))):
         expected = Proposer.load(bundle.path / PROPOSER).propose(past, query, 12)
         told = service.recommend(user_id="u17", n=12, candidates=12, query_id=name, time_ms=LATER_MS)

@@ -204,7 +204,7 @@ def test_the_retriever_in_use_proposes_the_new_items(before: Place, after: Place
     old, new = (Proposer.load(place.store.open("bundle").path / PROPOSER) for place in (before, after))
     grown = old.index.num_items + len(NEW_ITEMS)
     assert new.index.num_items == grown
-    past = Past(np.arange(4), np.arange(4))
+    past = Past(np.arange(4), np.full(4, -1), np.arange(4))
     rows, _ = new.index.search(new.user(past), grown)
     before_rows, _ = old.index.search(old.user(past), grown)
     assert set(rows[0].tolist()) == set(range(grown))

@@ -295,7 +295,7 @@ def test_the_index_holds_every_item_and_what_was_taken_under_each_query(finished
         expected = sorted(taken, key=lambda item: (-taken[item], item))
         assert proposer.query_items.of(query).tolist() == expected[:50]
     nothing = np.empty(0, np.int64)
-    assert len(proposer.propose(Past(nothing, nothing), 0, 20).item_C) == 20
+    assert len(proposer.propose(Past(nothing, nothing, nothing), 0, 20).item_C) == 20
 
 
 def test_the_bundle_in_use_gets_the_index(finished: Place, tmp_path: Path) -> None:

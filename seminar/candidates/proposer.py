@@ -1,6 +1,7 @@
 """What is worth ranking for a user: items the towers find, items taken before, items taken under the same query.
 
-    history     up to half of the candidates: taken most often, of equals the newest
+    history     up to half of the candidates: taken most often, of equals the newest; where something is asked for, only what was
+                taken under that query, by the user or often by others
     query       up to a quarter: taken most often under this query, by anybody
     retrieved   the rest: best inner products with the user's vector, out of the whole catalogue, new items included
 
@@ -70,9 +71,10 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Past:
-    """A user's behaviours as catalogue rows, oldest first; request_L never decreases."""
+    """A user's behaviours as catalogue rows, oldest first (query -1: none); request_L never decreases."""
 
     item_L: Int[ndarray, " L"]
+    query_L: Int[ndarray, " L"]
     request_L: Int[ndarray, " L"]
 
 
@@ -109,19 +111,20 @@ class Proposer:
         sources: tuple[str, ...] = SOURCES,
     ) -> Candidates:
         """At most `count` candidates; fewer only where the catalogue is smaller. sources: which may name them."""
-        most = {"history": count // 2, "query": count // 4, "retrieved": count}
-        named = {
-            "history": taken_before(past.item_L),
-            "query": self.query_items.of(query),
-            "retrieved": np.empty(0, np.int64),
-        }
+        of_query = self.query_items.of(query)
+        named = {"history": past.item_L, "query": of_query, "retrieved": np.empty(0, np.int64)}
+        fits_L = (past.query_L == query) | np.isin(past.item_L, of_query) if query != NONE else np.ones(len(past.item_L), bool)
         score = np.empty(0, np.float32)
         if "retrieved" in sources:
             rows, scores = self.index.search(self.user(past, query, unseen_Xd), count)
             found = rows[0] >= 0
             named["retrieved"], score = rows[0][found], scores[0][found]
-        chosen = [named[source][: most[source]] for source in sources]
-        item_N = np.concatenate(chosen)
+        chosen = {
+            "history": taken_before(past.item_L[fits_L])[: count // 2],
+            "query": of_query[: count // 4],
+            "retrieved": named["retrieved"],
+        }
+        item_N = np.concatenate([chosen[source] for source in sources])
         _, first = np.unique(item_N, return_index=True)
         item_C = item_N[np.sort(first)][:count]
         origin_CS = np.stack([np.isin(item_C, named[source]) if source in sources else item_C < 0 for source in SOURCES], 1)

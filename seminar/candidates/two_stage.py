@@ -73,7 +73,7 @@ def by_proposer(proposer: Proposer, count: int, sources: tuple[str, ...]) -> Pro
         first = int(histories.offsets[pair.row])
         past = slice(first, first + pair.start)
         query = int(histories.query[first + pair.position])
-        user = Past(histories.item[past].astype(np.int64), histories.request[past].astype(np.int64))
+        user = Past(*(column[past].astype(np.int64) for column in (histories.item, histories.query, histories.request)))
         return proposer.propose(user, NONE if query == NONE else query, count, sources=sources).item_C
 
     return propose
