@@ -16,7 +16,7 @@ from torch import Tensor
 
 from seminar.batching import Batch
 from seminar.candidates import full_ranking, index, neighbours
-from seminar.candidates.full_ranking import NEW_ONLY, by_history, by_popularity, by_tower, rank_catalogue
+from seminar.candidates.full_ranking import NEW_ONLY, QueryCounts, by_history, by_popularity, by_query, by_tower, rank_catalogue
 from seminar.candidates.index import ItemIndex, recall
 from seminar.candidates.mmsrec import MMSRec
 from seminar.candidates.neighbours import ItemNeighbours
@@ -25,7 +25,7 @@ from seminar.candidates.tower import item_vectors
 from seminar.candidates.two_stage import TWO_STAGE, by_proposer, most_popular, rank_candidates
 from seminar.channels import VectorTables
 from seminar.config import IndexConfig, RetrieverConfig
-from seminar.errors import ConfigError
+from seminar.errors import ConfigError, InfeasibleMetrics
 from seminar.evaluate.evaluation import FULL
 from seminar.evaluate.negatives import ItemPool
 from seminar.evaluate.protocol import HeldOut
@@ -313,6 +313,31 @@ def test_ranking_the_catalogue_equals_a_plain_loop(monkeypatch: pytest.MonkeyPat
 
 def ranked(rows: Any) -> list[dict[str, Any]]:
     return rows.ranked.to_pylist()
+
+
+def test_query_floors_equal_a_plain_loop() -> None:
+    users, pool, pairs = world()
+    counts = QueryCounts.fit(users.query, users.item, 6)
+    pair_of = list(zip(users.query.tolist(), users.item.tolist(), strict=True))
+    asked = {query for query, _ in pair_of if query != NONE}
+    assert len(asked) > 1
+    popular, own = (by_query(pool, counts, own=mine)(users, pairs) for mine in (False, True))
+    for pair, popular_I, own_I in zip(pairs, popular, own, strict=True):
+        first = int(users.offsets[pair.row])
+        query, past = int(users.query[first + pair.position]), users.item[first : first + pair.start].tolist()
+        under = [0 if query == NONE else pair_of.count((query, item)) for item in range(40)]
+        mine = [past.count(item) if query == NONE or under[item] else 0 for item in range(40)]
+        plain = [(under[item], pool.train_count[item]) for item in range(40)]
+        assert np.lexsort(np.array(plain).T[::-1]).tolist() == np.argsort(popular_I, kind="stable").tolist()
+        plain = [(mine[item], *plain[item]) for item in range(40)]
+        assert np.lexsort(np.array(plain).T[::-1]).tolist() == np.argsort(own_I, kind="stable").tolist()
+    assert counts.of(NONE)[0].tolist() == counts.of(99)[0].tolist() == []
+
+
+def test_a_score_that_is_no_number_is_refused_and_not_ranked_first() -> None:
+    users, pool, pairs = world()
+    with pytest.raises(InfeasibleMetrics, match="NaN"):
+        rank_catalogue(users, pool, pairs, {"diverged": lambda users, pairs: np.full((len(pairs), 40), np.nan)})
 
 
 def test_floors_equal_a_plain_loop() -> None:

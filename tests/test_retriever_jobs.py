@@ -376,7 +376,8 @@ def test_the_report_holds_every_protocol_and_scorer(finished: Place) -> None:
     scorers: dict[str, set[str]] = {}
     for line in document["results"]:
         scorers.setdefault(line["protocol"], set()).add(line["scorer"])
-    ranked = {f"8 {what}, then SEMINAR" for what in ("most popular", "in-history", "of MMSRec", "of all sources")}
+    stages = ("most popular", "in-history", "in-history and of the query", "of MMSRec", "of all sources")
+    ranked = {f"8 {what}, then SEMINAR" for what in stages}
     assert scorers == {FULL: set(NAMES.values()), NEW_ONLY: set(NAMES.values()), TWO_STAGE: {"MMSRec alone", *ranked}}
     for protocol, names in scorers.items():
         assert f"## {protocol[0].upper()}{protocol[1:]} ranking" in text

@@ -137,12 +137,12 @@ def _query_items(settings: Settings, draft: Path, pairs: Artifact) -> QueryItems
 
 
 def _measure(index: ItemIndex, item_Id: Float[ndarray, "I d"], tower: DualTower, pairs: Artifact, config: IndexConfig) -> float:
-    """Recall against exact search, for the newest vectors of some users."""
+    """Recall against exact search, for the newest vectors of some users; 0 where there is nobody to ask for."""
     found = []
     for histories, now in _probes(pairs, config.probe_users):
         user_Nd = ask(tower, histories, now)
         found.append(recall(item_Id, user_Nd, index.search(user_Nd, RECALL_AT)[0]))
-    return float(np.concatenate(found).mean()) if found else 1.0
+    return float(np.concatenate(found).mean()) if found else 0.0
 
 
 def _probes(pairs: Artifact, users: int) -> Iterator[tuple[Histories, list[HeldOut]]]:
@@ -179,4 +179,4 @@ def _write(path: Path, block: ndarray) -> None:
 @lru_cache(maxsize=1)
 def _tower(retriever: Path, vectors: Path) -> DualTower:
     torch.set_num_threads(1)
-    return load_retriever(Artifact.at(retriever), Artifact.at(vectors))
+    return load_retriever(Artifact.at(retriever), Artifact.at(vectors)).to("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
 """evaluate-retriever: the whole catalogue ranked for every held-out behaviour, by towers, neighbours and floors -> a report.
 
-    users x items            -> _neighbours/            item-kNN, one task
+    training behaviours      -> _queries, _neighbours   what is counted: items under each query, item-kNN; one task
     a shard's held-out rows  -> _rows/<shard>.*         every scorer on the same behaviours; a rerun scores the missing shards
     candidates, then ranked  -> the same rows           what two stages find, beside each alone
 
@@ -20,7 +20,16 @@ import torch
 from scipy.sparse import load_npz, save_npz
 
 from seminar.artifacts import Artifact, Store
-from seminar.candidates.full_ranking import CatalogueScores, by_history, by_popularity, by_tower, rank_catalogue, visible_items
+from seminar.candidates.full_ranking import (
+    CatalogueScores,
+    QueryCounts,
+    by_history,
+    by_popularity,
+    by_query,
+    by_tower,
+    rank_catalogue,
+    visible_items,
+)
 from seminar.candidates.neighbours import ItemNeighbours
 from seminar.candidates.proposer import SOURCES, Proposer
 from seminar.candidates.report import NAMES, write_retriever_report
@@ -106,31 +115,34 @@ def rank_all(
     shards = sorted(name for name in pairs.manifest.files if name.startswith("shards/"))
     missing = [{"shard": name} for name in shards if not (folder / "_rows" / f"{Path(name).stem}.json").is_file()]
     with ray_session(settings.ray):
-        if config.neighbours and missing:
-            list(stream(partial(fit_neighbours, job=job), [{"shards": len(shards)}], settings.ray))
+        if missing:
+            list(stream(partial(fit_counts, job=job), [{"shards": len(shards)}], settings.ray))
         with Progress("evaluate-retriever", len(shards), "shards", done=len(shards) - len(missing)) as progress:
             for _ in stream(partial(score_shard, job=job), missing, settings.ray):
                 progress.advance(1)
     return Rows.concat([Rows.read(folder / "_rows", Path(name).stem) for name in shards])
 
 
-def fit_neighbours(row: dict[str, Any], job: Job) -> dict[str, Any]:
-    """Item-kNN from the training part of all shards, to a file."""
-    path = job.folder / "_neighbours.npz"
-    if not path.is_file():
-        users, items, first = [], [], 0
+def fit_counts(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    """What scorers count in the training part of all shards, to files: items taken under each query, and item-kNN."""
+    neighbours, queries = (job.folder / f"_{name}.npz" for name in ("neighbours", "queries"))
+    if not queries.is_file() or (job.config.neighbours and not neighbours.is_file()):
+        columns, first = [], 0
         for histories in _shards(job):
             inside = np.arange(len(histories.item)) - np.repeat(histories.offsets[:-1], histories.lengths)
             kept = inside < np.repeat(histories.train_end, histories.lengths)
-            users.append(first + np.repeat(np.arange(len(histories)), histories.lengths)[kept])
-            items.append(histories.item[kept])
+            user = first + np.repeat(np.arange(len(histories)), histories.lengths)
+            columns.append(np.stack([column[kept].astype(np.int64) for column in (user, histories.item, histories.query)]))
             first += len(histories)
-        num_items = int(job.open("pairs").manifest.metrics["items"])
-        found = ItemNeighbours.fit(
-            np.concatenate(users), np.concatenate(items).astype(np.int64), num_items, job.config.neighbours
-        )
-        save_npz(path.with_suffix(".tmp.npz"), found.similarity)
-        path.with_suffix(".tmp.npz").rename(path)
+        user_N, item_N, query_N = np.concatenate(columns, 1)
+        if job.config.neighbours:
+            num_items = int(job.open("pairs").manifest.metrics["items"])
+            found = ItemNeighbours.fit(user_N, item_N, num_items, job.config.neighbours)
+            save_npz(neighbours.with_suffix(".tmp.npz"), found.similarity)
+            neighbours.with_suffix(".tmp.npz").rename(neighbours)
+        num_queries = pq.read_metadata(job.open("pairs").file("queries.parquet")).num_rows
+        np.savez(queries.with_suffix(".tmp.npz"), **vars(QueryCounts.fit(query_N, item_N, num_queries)))
+        queries.with_suffix(".tmp.npz").rename(queries)
     return {"shards": row["shards"]}
 
 
@@ -154,6 +166,9 @@ def _loaded(job: Job) -> tuple[ItemPool, dict[str, CatalogueScores], dict[str, t
     pool = ItemPool.of(pq.read_table(job.open("pairs").file("items.parquet")))
     vectors = job.open("vectors")
     scorers: dict[str, CatalogueScores] = {NAMES["popularity"]: by_popularity(pool), NAMES["history"]: by_history(pool)}
+    taken = np.load(job.folder / "_queries.npz")
+    counts = QueryCounts(taken["offsets"], taken["item"], taken["count"])
+    scorers |= {NAMES[name]: by_query(pool, counts, own=own) for name, own in (("query", False), ("own_query", True))}
     if job.config.neighbours:
         scorers[NAMES["neighbours"]] = _by_neighbours(job.folder / "_neighbours.npz")
     for name, (kind, version) in job.towers.items():
@@ -169,6 +184,7 @@ def _two_stage(job: Job, pool: ItemPool, vectors: Artifact) -> dict[str, tuple[P
         f"{NAMES['mmsrec']} alone": (retrieved, None),
         f"{count} most popular, then {RANKED}": (most_popular(pool, count), model.score),
         f"{count} in-history, then {RANKED}": (by_proposer(proposer, 2 * count, ("history",)), model.score),
+        f"{count} in-history and of the query, then {RANKED}": (by_proposer(proposer, count, ("history", "query")), model.score),
         f"{count} of {NAMES['mmsrec']}, then {RANKED}": (retrieved, model.score),
         f"{count} of all sources, then {RANKED}": (by_proposer(proposer, count, SOURCES), model.score),
     }

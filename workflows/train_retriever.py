@@ -18,19 +18,25 @@ def run(settings: Settings, store: Store) -> Artifact:
     mmsrec starts from the current towers unless `train_retriever.pretrained` is off or `train_retriever.start` names others.
     VersionMismatch when the towers have other inputs or shapes than this run.
     """
-    config, shapes = settings.train_retriever, shapes_of(settings.retriever)
+    shapes = shapes_of(settings.retriever)
+    start = settings.train_retriever.start
+    # Where it lies is no part of what is trained: its checksum is.
+    config = settings.train_retriever.model_copy(update={"start": None})
     store = Store(store.root.resolve())  # a worker's current folder is not the driver's
     inputs = {"pairs": store.open("pairs"), "vectors": store.open("vectors")}
-    start = None
-    if config.start is not None:
-        origin = _folder(config.start)
+    weights = None
+    if start is not None:
+        if settings.retriever.kind != "mmsrec":
+            fix = "leave train_retriever.start out: ID tables mean nothing elsewhere"
+            raise ConfigError(explain("retriever.kind", got=settings.retriever.kind, expected="mmsrec", fix=fix))
+        origin = _folder(start.resolve())
         _check_encoders(origin, inputs["vectors"])
-        start, shapes = _weights(origin), {**shapes, "start": origin.manifest.checksum}
+        weights, shapes = _weights(origin), {**shapes, "start": origin.manifest.checksum}
     elif config.pretrained and settings.retriever.kind == "mmsrec":
         inputs["towers"] = store.open("towers")
         _check(inputs["towers"], inputs["vectors"], settings.retriever)
-        start = _weights(inputs["towers"])
-    build = partial(fresh_retriever, settings.retriever, config, inputs["vectors"].path, start)
+        weights = _weights(inputs["towers"])
+    build = partial(fresh_retriever, settings.retriever, config, inputs["vectors"].path, weights)
     open_lane = partial(window_lane, shard_paths(inputs["pairs"]), config, settings.retriever.window)
     kind = artifact_kind(settings.retriever)
     return train_artifact(store, kind, "train_retriever", inputs, settings, shapes, config, build, open_lane)

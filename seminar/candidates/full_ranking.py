@@ -5,6 +5,7 @@ user's history are not removed, since what was taken before is taken again.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +16,38 @@ from numpy import ndarray
 from seminar.batching import WindowBatch, collate_windows
 from seminar.candidates.tower import Asked, DualTower, item_vectors, most_read, user_vectors
 from seminar.evaluate.evaluation import FULL, IMPRESSIONS, RANKED, Rows, facts_of
+from seminar.evaluate.metrics import check_numbers
 from seminar.evaluate.negatives import ItemPool
 from seminar.evaluate.protocol import HeldOut
+from seminar.schema import NONE
 from seminar.sequences import Histories
 
 NEW_ONLY = "full, new items"
 """The protocol that ranks an item unseen in training among the other unseen ones: what a page of new items needs."""
 BLOCK = 256
 """Held-out behaviours scored at once: 80 MB of scores for 80,000 items."""
+
+
+@dataclass(frozen=True)
+class QueryCounts:
+    """item[offsets[q]:offsets[q+1]] were taken count times each under query q in training."""
+
+    offsets: Int[ndarray, " Q1"]
+    item: Int[ndarray, " E"]
+    count: Int[ndarray, " E"]
+
+    @classmethod
+    def fit(cls, query_N: Int[ndarray, " N"], item_N: Int[ndarray, " N"], num_queries: int) -> "QueryCounts":
+        """From training behaviours; those without a query (-1) are left out."""
+        asked = query_N != NONE
+        pair, count = np.unique(np.stack([query_N[asked], item_N[asked]]), axis=1, return_counts=True)
+        return cls(np.searchsorted(pair[0], np.arange(num_queries + 1)), pair[1].astype(np.int64), count)
+
+    def of(self, query: int) -> tuple[Int[ndarray, " E"], Int[ndarray, " E"]]:
+        known = 0 <= query < len(self.offsets) - 1
+        span = slice(self.offsets[query], self.offsets[query + 1]) if known else slice(0)
+        return self.item[span], self.count[span]
+
 
 CatalogueScores = Callable[[Histories, Sequence[HeldOut]], Float[ndarray, "N I"]]
 """One score an item of the catalogue for each held-out behaviour, from what came before its request and its query."""
@@ -39,6 +64,7 @@ def rank_catalogue(
         facts = [facts_of(histories, pool, pair) for pair in block]
         for name, score in scorers.items():
             for pair, fact, score_I in zip(block, facts, score(histories, block), strict=True):
+                check_numbers(score_I)
                 rows += _ranked(histories, pair, {**fact, "scorer": name}, score_I, unseen_I)
     table = pa.Table.from_pylist(rows, schema=RANKED)
     return Rows.concat([Rows(table, IMPRESSIONS.empty_table(), {})])
@@ -87,6 +113,32 @@ def by_history(pool: ItemPool) -> CatalogueScores:
         return out
 
     return score
+
+
+def by_query(pool: ItemPool, query_items: QueryCounts, *, own: bool) -> CatalogueScores:
+    """How often an item was taken under the query by anybody in training, then training count; without a query training count.
+
+    own: above all, how often this user took it before, of what was taken under the query.
+    """
+    popularity_I = pool.train_count / (1 + pool.train_count.max(initial=0))
+
+    def score(histories: Histories, pairs: Sequence[HeldOut]) -> Float[ndarray, "N I"]:
+        out = np.tile(popularity_I, (len(pairs), 1))
+        for row_I, pair in zip(out, pairs, strict=True):
+            query = int(histories.query[int(histories.offsets[pair.row]) + pair.position])
+            item, count = query_items.of(query)
+            row_I[item] += count
+            if own:
+                mine, times = np.unique(visible_items(histories, pair), return_counts=True)
+                fits = np.isin(mine, item) if query != NONE else np.ones(len(mine), bool)
+                row_I[mine[fits]] += times[fits] * _ABOVE_ALL
+        return out
+
+    return score
+
+
+_ABOVE_ALL = 1e9
+"""More than any item was taken under one query."""
 
 
 def by_tower(tower: DualTower, item_Id: Float[ndarray, "I d"] | None = None) -> CatalogueScores:

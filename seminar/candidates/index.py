@@ -2,7 +2,7 @@
 
     flat     exact; 260 bytes an item at d = 64
     hnsw     a graph (Malkov and Yashunin 2018), over vectors whose inner products it turns into distances; 530 bytes an item
-    ivf_pq   cells, codes of `code_bytes`, and the best of them scored again in half precision; 170 bytes an item
+    ivf_pq   cells, codes of `code_bytes`, and the best of them scored again in half precision; 230 bytes an item
 
 A graph searches by distance, and the nearest is not the one with the largest inner product where vectors differ in length. So an
 item gets one more component, sqrt(most^2 - |item|^2), and a user a 0 (Bachrach et al. 2014): then all items are equally long.

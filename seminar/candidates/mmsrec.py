@@ -8,8 +8,6 @@ requests of a window are predicted in one pass, so attention is causal by reques
 search); popularity is a counted part of the score (`tower.py`); fine-tuning samples its softmax instead of scoring the catalogue.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,7 +20,7 @@ from seminar.candidates.tower import Asked, DualTower
 from seminar.channels import ChannelEncoder, ChannelSource, VectorTables
 from seminar.config import RetrieverConfig
 from seminar.rows import distinct, gather_rows
-from seminar.schema import ATTRIBUTES, CHANNELS, IMAGE, TEXT
+from seminar.schema import NONE
 
 NUM_MODALITIES = 3
 
@@ -59,7 +57,7 @@ class Pretraining(MMSRec):
 
     def __init__(self, config: RetrieverConfig, tables: VectorTables, generator: torch.Generator) -> None:
         super().__init__(config, tables, generator)
-        self.register_buffer("content", torch.from_numpy(content_numbers(tables, config)), persistent=False)
+        self.register_buffer("content", torch.from_numpy(content_numbers(tables)), persistent=False)
 
     def loss(self, batch: WindowBatch) -> dict[str, Tensor]:
         """The alignment of the batch's distinct items."""
@@ -68,20 +66,22 @@ class Pretraining(MMSRec):
         return {"total": align, "align": align}
 
     def alignment(self, rows: Int[Tensor, " N"]) -> Float[Tensor, ""]:
-        """Symmetric InfoNCE between two views of each item; items of equal content are no negatives of each other.
+        """Symmetric InfoNCE between two views of each item; items that one of their views cannot tell apart are no negatives.
 
         A view is a combination of the item's present modalities, every non-empty one equally likely, and its own dropout: V-V',
         V-T, T-T', VT-VT', V-VT, T-VT and their like with attributes.
         """
         unit_NMd, present_NM = self.channels.unit_items(rows)
         kept = present_NM.any(1)
-        unit_NMd, present_NM, content_N = unit_NMd[kept], present_NM[kept], self.content[rows[kept]]
+        unit_NMd, present_NM, content_NM = unit_NMd[kept], present_NM[kept], self.content[rows[kept]]
         if len(unit_NMd) < 2:
             return unit_NMd.sum() * 0.0
-        left_Nd, right_Nd = (functional.normalize(self.fusion.items(unit_NMd, part), dim=-1) for part in _parts(present_NM, 2))
+        parts = _parts(present_NM, 2)
+        left_Nd, right_Nd = (functional.normalize(self.fusion.items(unit_NMd, part), dim=-1) for part in parts)
         logit_NN = self.scale * left_Nd @ right_Nd.T
-        twins_NN = (content_N[:, None] == content_N) & ~torch.eye(len(content_N), dtype=torch.bool, device=content_N.device)
-        logit_NN = logit_NN.masked_fill(twins_NN, -torch.inf)
+        alike_NN = torch.stack([same_rows(content_NM.masked_fill(~part, -1)) for part in (*parts, present_NM)]).any(0)
+        itself = torch.eye(len(content_NM), dtype=torch.bool, device=content_NM.device)
+        logit_NN = logit_NN.masked_fill(alike_NN & ~itself, -torch.inf)
         both = torch.logsumexp(logit_NN, 0) + torch.logsumexp(logit_NN, 1) - 2 * logit_NN.diagonal()
         return both.mean() / 2
 
@@ -96,17 +96,15 @@ def _parts(present_NM: Bool[Tensor, "N M"], count: int) -> list[Bool[Tensor, "N 
     return [subset_SM[torch.multinomial(fits_NS.float(), 1)[:, 0]] for _ in range(count)]
 
 
-def content_numbers(tables: VectorTables, config: RetrieverConfig) -> Int[np.ndarray, " I"]:
-    """Equal for items whose content the towers cannot tell apart."""
-    numbers: dict[Any, int] = {}
-    used = [channel in config.modalities for channel in (CHANNELS[TEXT], CHANNELS[IMAGE], CHANNELS[ATTRIBUTES])]
-    bounds = tables.attribute_offsets
-    out = np.empty(tables.num_items, np.int64)
-    for row in range(tables.num_items):
-        key = (
-            int(tables.text_row[row]) if used[0] else -1,
-            int(tables.image_row[row]) if used[1] else -1,
-            tables.attribute_hash[bounds[row] : bounds[row + 1]].tobytes() if used[2] else b"",
-        )
-        out[row] = numbers.setdefault(key, len(numbers))
-    return out
+def same_rows(number_NM: Int[Tensor, "N M"]) -> Bool[Tensor, "N N"]:
+    """Which rows are equal."""
+    return (number_NM[:, None] == number_NM).all(-1)
+
+
+def content_numbers(tables: VectorTables) -> Int[np.ndarray, "I 3"]:
+    """For text, image and attributes: equal for items that hold the same, -1 where missing."""
+    bounds, numbers = tables.attribute_offsets, dict[bytes, int]()
+    attributes = np.full(tables.num_items, NONE)
+    for row in np.flatnonzero(np.diff(bounds)).tolist():
+        attributes[row] = numbers.setdefault(tables.attribute_hash[bounds[row] : bounds[row + 1]].tobytes(), len(numbers))
+    return np.stack([tables.text_row, tables.image_row, attributes], 1).astype(np.int64)

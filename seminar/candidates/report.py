@@ -21,6 +21,8 @@ NAMES = {
     "neighbours": "item-kNN",
     "history": "in-history",
     "popularity": "most popular",
+    "query": "most taken under the query",
+    "own_query": "in-history under the query, then most taken under it",
 }
 METRICS = ("HIT@10", "HIT@50", "NDCG@10", "NDCG@50")
 """With one item to find, HIT@k is Recall@k."""

@@ -58,6 +58,7 @@ class DualTower(nn.Module, ABC):
     """A user tower and an item tower that meet in one space."""
 
     log_prior: Tensor
+    seen: Tensor
 
     def __init__(self, config: RetrieverConfig, tables: VectorTables, generator: torch.Generator) -> None:
         """generator: draws the weights."""
@@ -66,6 +67,7 @@ class DualTower(nn.Module, ABC):
         self.uniform_negatives, self.query_dropout = 512, 0.0
         self.log_temperature = nn.Parameter(torch.tensor(math.log(TAU)))
         self.register_buffer("log_prior", torch.from_numpy(log_prior(tables.train_count)), persistent=False)
+        self.register_buffer("seen", torch.from_numpy(np.flatnonzero(tables.train_count)), persistent=False)
 
     @property
     def scale(self) -> Float[Tensor, ""]:
@@ -87,19 +89,24 @@ class DualTower(nn.Module, ABC):
     def loss(self, batch: WindowBatch) -> dict[str, Tensor]:
         """Sampled softmax of each behaviour's item over the catalogue, its request's other items left out.
 
-        Candidates are the batch's own items and `uniform_negatives` of the whole catalogue (mixed negative sampling, Yang et
-        al. 2020). What is subtracted (logQ, Bengio and Senecal 2008) is the log of the chance that an item is among them.
+        Negatives of a window are the items of the batch's other windows and `uniform_negatives` of the items seen in training
+        (mixed negative sampling, Yang et al. 2020). What is subtracted (logQ, Bengio and Senecal 2008) is the log of the chance
+        that an item is among them. A window's own items are no sample of what its user does not take: they compete only where
+        another window or the draw brought them too.
         """
         mask = batch.mask_BL
         asked = Asked.of(batch, self._shown_queries(batch))
         taken, taken_row = distinct(batch.item_BL[mask])
-        drawn = torch.randint(len(self.log_prior), (self.uniform_negatives,), device=taken.device)
+        drawn = self.seen[torch.randint(len(self.seen), (self.uniform_negatives,), device=taken.device)]
         item_C, row = distinct(torch.cat([taken, drawn]))
         unit_Cd, positive_N = self.items(item_C), row[taken_row]
-        bias_C = self.prior(item_C) - self._log_chance(item_C, int(mask.sum()))
+        others = int(mask.sum()) * (1 - 1 / len(mask))
+        bias_C = self.prior(item_C) - self._log_chance(item_C, others)
         answer_N = asked.answer_BL[mask]
         user_Nd = self.users(batch, asked)[answer_N]
         excluded_NC = taken_together(asked, answer_N, positive_N, len(item_C))
+        window_N = asked.window_A[answer_N]
+        excluded_NC |= ~brought_by_others(window_N, positive_N, row[len(taken) :], len(mask), len(item_C))[window_N]
         logit_N = self.scale * (user_Nd * unit_Cd[positive_N]).sum(-1) + bias_C[positive_N]
         next_ = sampled_softmax(user_Nd, logit_N, unit_Cd, excluded_NC, self.scale, bias_C).mean()
         return {"total": next_, "next": next_}
@@ -110,11 +117,13 @@ class DualTower(nn.Module, ABC):
         hidden = torch.rand(batch.query_BL.shape, device=batch.query_BL.device) < self.query_dropout
         return torch.where(hidden & self.training, NONE, batch.query_BL)
 
-    def _log_chance(self, item_C: Int[Tensor, " C"], taken: int) -> Float[Tensor, " C"]:
+    def _log_chance(self, item_C: Int[Tensor, " C"], taken: float) -> Float[Tensor, " C"]:
         """Log of the chance that an item is a candidate: of `taken` behaviours or of the uniform draws, at least one is of it."""
         share = self.log_prior[item_C].double().exp()
-        uniform = self.uniform_negatives * math.log1p(-1 / max(len(self.log_prior), 2))
-        return (-torch.expm1(taken * torch.log1p(-share.clamp_max(1 - 1e-9)) + uniform)).log().float()
+        uniform = self.uniform_negatives * math.log1p(-1 / max(len(self.seen), 2))
+        chance = -torch.expm1(taken * torch.log1p(-share.clamp_max(1 - 1e-9)) + uniform)
+        # One window alone, and nothing drawn: there is no negative, and no number to subtract.
+        return chance.clamp_min(1e-12).log().float()
 
 
 def taken_together(
@@ -126,6 +135,17 @@ def taken_together(
     request_N = request_A[answer_N]
     member[request_N, positive_N] = True
     return member[request_N]
+
+
+def brought_by_others(
+    window_N: Int[Tensor, " N"], taken_N: Int[Tensor, " N"], drawn_U: Int[Tensor, " U"], windows: int, candidates: int
+) -> Bool[Tensor, "B C"]:
+    """Which of C candidates are there for each window whatever its own N behaviours took: another window's, or drawn."""
+    held_BC = torch.zeros(windows, candidates, dtype=torch.bool, device=window_N.device)
+    held_BC[window_N, taken_N] = True
+    drawn_C = torch.zeros(candidates, dtype=torch.bool, device=window_N.device)
+    drawn_C[drawn_U] = True
+    return (held_BC.sum(0) - held_BC.int() > 0) | drawn_C
 
 
 @torch.no_grad()

@@ -38,7 +38,10 @@ def fresh_retriever(config: RetrieverConfig, train: TrainRetrieverConfig, vector
     tower = TOWERS[config.kind](config, VectorTables.load(vectors), torch.Generator().manual_seed(train.seed))
     tower.uniform_negatives, tower.query_dropout = train.uniform_negatives, train.query_dropout
     if start is not None:
-        load_fitting(tower, load_file(start))
+        fresh = load_fitting(tower, load_file(start))
+        if any(name.startswith("fusion.layers.") for name in fresh):
+            got, fix = f"other shapes for {', '.join(fresh[:3])}", "use the retriever section that it was trained with"
+            raise VersionMismatch(explain(f"start {start}", got=got, expected="the shapes of this run", fix=fix))
     return tower
 
 
