@@ -66,13 +66,15 @@ def main() -> None:
 def recombined(tower: MMSRec, tables: VectorTables, count: int, block: int = 8192) -> Float[ndarray, "N d"]:
     """Vectors of `count` items that no catalogue has, made of contents that one has."""
     rng = np.random.default_rng(0)
-    by_category = np.argsort(tables.category_index, kind="stable")
-    first = np.searchsorted(tables.category_index[by_category], np.arange(tables.category_index.max() + 2))
+    # Items without a category, -1, are a category too.
+    category_I = tables.category_index + 1
+    by_category = np.argsort(category_I, kind="stable")
+    first = np.searchsorted(category_I[by_category], np.arange(category_I.max() + 2))
     parts = [item_vectors(tower, np.empty(0, np.int64))]
     for begin in range(0, count, block):
         size = min(block, count - begin)
         shown = rng.integers(len(by_category), size=size)
-        category = tables.category_index[shown]
+        category = category_I[shown]
         other, liked = (by_category[rng.integers(first[category], first[category + 1])] for _ in range(2))
         unit, present = tower.channels.unit_items(torch.from_numpy(shown))
         of_other, has_other = tower.channels.unit_items(torch.from_numpy(other))
