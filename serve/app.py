@@ -27,9 +27,9 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from seminar.client import api
 from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
-from serve import api
 from serve.engine import Engine, LocalStages, StageResult, timed
 from serve.explain import rank
 from serve.held import Held

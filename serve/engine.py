@@ -15,10 +15,10 @@ from typing import Any, Protocol
 
 from seminar.artifacts import Store
 from seminar.candidates.proposer import SOURCES
+from seminar.client import api
 from seminar.history.store import Event, HistoryStore, Imported, import_histories
 from seminar.schema import NONE, TASKS
 from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
-from serve import api
 from serve.explain import best_first, explanations, rank, reasons
 from serve.held import Held
 from serve.offers import Offers

@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 
 from seminar.bundle import Bundle
+from seminar.client import api
 from seminar.schema import CHANNELS, NONE
 from seminar.scorer import Explanation, Retrieved, Scored, ScoringHistory, Targets, TwoStageScorer
-from serve import api
 
 
 def best_first(probability_T: Float[ndarray, " T"], count: int) -> Int[ndarray, " B"]:

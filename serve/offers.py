@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serve import api
+from seminar.client import api
 from serve.options import bundle_reference
 from serve.rows import now_ms
 

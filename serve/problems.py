@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from seminar.client import api
 from seminar.errors import SeminarError
-from serve import api
 
 MAX_NAME = 100
 """Characters of a client's field name that an answer repeats."""

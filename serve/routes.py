@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from seminar.client import api
 from seminar.errors import ArtifactError, SeminarError, UnknownUser
 from seminar.history.store import HistoryFull
-from serve import api
 from serve.engine import Engine
 from serve.problems import Refused, problems_of
 

@@ -11,11 +11,11 @@ from numpy import ndarray
 
 from seminar.bundle import Bundle, normal_text
 from seminar.candidates.proposer import Past
+from seminar.client import api
 from seminar.errors import UnknownUser
 from seminar.history.store import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
-from serve import api
 from serve.problems import Refused
 from serve.proposing import Wish
 

@@ -17,10 +17,10 @@ from seminar.artifacts import Artifact, FileEntry, Store, sha256_of
 from seminar.batching import Request, collate
 from seminar.bundle import PROPOSER, Bundle
 from seminar.candidates.index import ItemIndex
+from seminar.client import api
 from seminar.config import IndexConfig
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories, read_histories
-from serve import api
 from serve.engine import Engine, LocalProposals, LocalStages
 from serve.options import Options
 from serve.routes import create_app

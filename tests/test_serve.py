@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
+from seminar.client import api
 from seminar.errors import ArtifactError, ConfigError, VersionMismatch
-from serve import api
 from serve.options import Options
 from serve.problems import Refused
 from serve.routes import create_app

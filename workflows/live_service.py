@@ -14,11 +14,11 @@ import numpy as np
 from pydantic import ValidationError
 
 from seminar.bundle import Bundle
+from seminar.client import api
 from seminar.errors import explain
 from seminar.nightly.refresh import Probe
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
-from serve import api
 from serve.deploy import DeployError, Serve, served, swap
 
 REQUESTS = 20

@@ -4,9 +4,9 @@ Sizes that an operator sets (targets, candidates, events) are checked in `serve/
 what, got, expected and fix for each field.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 MIN_TIME_MS = 100_000_000_000
@@ -84,7 +84,8 @@ class RecommendRequest(Queried):
 
     @field_validator("candidates")
     @classmethod
-    def _room_for_all(cls, candidates: int | None, others: ValidationInfo) -> int | None:
+    def _room_for_all(cls, candidates: int | None, others: Any) -> int | None:
+        # others: pydantic's ValidationInfo, a protocol that cannot be checked at run time.
         n = others.data.get("n", 1)
         if candidates is not None and candidates < n:
             raise PydanticCustomError("greater_than_equal", "Input should be at least n, {n}", {"n": n})

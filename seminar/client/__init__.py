@@ -1,0 +1,1 @@
+"""What a program that calls the service needs: the vocabulary of requests and answers, and clients. Knows no model and no Ray."""
