@@ -59,6 +59,27 @@ def test_next_read_sees_an_append_with_every_column(histories: LMDBHistoryStore)
     assert history.request_L.tolist() == [0, 1, 2]
 
 
+def test_version_changes_with_every_append_that_adds_and_with_no_other(histories: LMDBHistoryStore) -> None:
+    assert histories.version("u") is None
+    seen = set()
+    appends = [[event(1, 5, event_id="a")], [event(1, 5)], [event(2, 0)], [event(3, 9), event(4, 1)]]
+    for events in appends:
+        histories.append("u", events)
+        seen.add(histories.version("u"))
+    histories.append("u", [event(1, 5, event_id="a")])
+    histories.append("v", [event(1, 5)])
+    assert len(seen) == len(appends)
+    assert histories.version("u") in seen
+
+
+def test_version_changes_with_a_bulk_load_that_adds(histories: LMDBHistoryStore) -> None:
+    versions = []
+    for length in (3, 3, 5):
+        histories.load(flat_histories(histories, length))
+        versions.append(histories.version("u0"))
+    assert versions[0] == versions[1] != versions[2]
+
+
 def test_late_event_goes_to_its_place_and_equal_moments_keep_arrival(histories: LMDBHistoryStore) -> None:
     histories.append("u", [event(1, 10), event(2, 20)])
     histories.append("u", [event(3, 5), event(4, 10), event(5, 20)])

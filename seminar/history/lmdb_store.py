@@ -90,6 +90,11 @@ class LMDBHistoryStore:
         opens = np.diff(history.request_L, prepend=history.request_L[:1]) != 0
         return replace(history, request_L=np.cumsum(opens, dtype=np.int32))
 
+    def version(self, user_id: str) -> bytes | None:
+        """The user's record: every append that adds something raises its number of requests."""
+        with self._env.begin(db=self._db["users"]) as txn:
+            return txn.get(_key(user_id))
+
     def intern(self, kind: Kind, names: Sequence[str]) -> Int32[ndarray, " N"]:
         """Local ids, given for ever; new names get the next numbers."""
         with self._write() as txn:

@@ -100,6 +100,13 @@ class HistoryStore(Protocol):
         """The whole history; UnknownUser if the store never saw the user."""
         ...
 
+    def version(self, user_id: str) -> bytes | None:
+        """Another value whenever another history would be read, and never one that was there before; None for an unknown user.
+
+        Microseconds, whatever the length: how a cache of histories learns that it is out of date. Ask before reading.
+        """
+        ...
+
     def intern(self, kind: Kind, names: Sequence[str]) -> Int32[ndarray, " N"]:
         """Local ids, given for ever; new names get the next numbers."""
         ...
