@@ -122,6 +122,9 @@ class ModelConfig(_Section):
     """Counts and recency of the target's item and category in the whole history, as features of the head."""
     trend_features: bool = True
     """The item's popularity as of the request, in the weeks before it, as features of the head."""
+    query_fit: bool = False
+    """Cosines of the target's query with its item's text, image and attributes, as features of the head: whether it is an answer.
+    Worth something where candidates are not all answers (`finetune.negatives_beside_query`)."""
     learn_transform: bool = True
     """Learn one G_j a channel; false keeps the identity."""
     baseline: BaselineConfig = BaselineConfig()
@@ -222,8 +225,9 @@ class PretrainConfig(TrainConfig):
 class FinetuneConfig(TrainConfig):
     """CTR and PSR fine-tuning."""
 
-    pretrained: bool = True
-    """Start from the current PSU; false trains from scratch."""
+    pretrained: bool | Literal["content"] = True
+    """Start from the current PSU; content: from its projections of query, text and image alone, IDs and attribute tokens fresh
+    (MUSE's paper); false: from scratch."""
     requests_per_lane: int = Field(16, gt=0)
     """Requests in one lane's part of the batch; all targets of a request share one encoded history."""
     positives_per_request: int = Field(8, gt=0)
@@ -231,6 +235,10 @@ class FinetuneConfig(TrainConfig):
     """Sampled items of the positive's category outside the user's history; they carry the positive's query."""
     popularity_share: float = Field(0.0, ge=0, le=1)
     """Share of sampled negatives drawn in proportion to training counts; the rest is uniform in the category."""
+    negatives_beside_query: float = Field(0.0, ge=0, le=1)
+    """Share of a positive's negatives, where it has a query, that lie outside its category, so that a model learns what is no
+    answer: half of them behaviours of the user before the request, half by training counts. What proposes candidates makes
+    such mistakes."""
     negatives_outside: Literal["request", "history"] = "request"
     """request: a negative is any item not taken in the same request. history: any item the user never took (in training)."""
     exposures_per_request: int = Field(8, ge=0)
@@ -332,6 +340,8 @@ class EvaluateRetrieverConfig(_Section):
 
     neighbours: int = Field(200, ge=0, le=10_000)
     """Nearest items that the item-kNN baseline keeps for each; 0 leaves it out (training behaviours must fit in one memory)."""
+    shrinkage: float = Field(10.0, ge=0)
+    """Users added to the denominator of item-kNN's cosine, so that two items that one user took are not taken for twins."""
     candidates: int = Field(200, gt=0, le=10_000)
     """Items that a first stage hands to the ranker."""
     ranked_users: int = Field(500, ge=0)
@@ -448,8 +458,10 @@ class CompareConfig(_Section):
     """The first is the one that all others are compared with."""
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1)
     """Training seeds of the models; each has its own pretraining."""
-    pretrained: tuple[Kind, ...] = ("seminar", "muse")
-    """Models whose papers pretrain their channels; the others learn them from scratch."""
+    pretrained: tuple[Kind, ...] = ("seminar",)
+    """Models that start from the whole PSU; those in neither list learn their channels from scratch."""
+    pretrained_content: tuple[Kind, ...] = ("muse",)
+    """Models that start from the PSU's content alone, as MUSE's paper does, IDs and attribute tokens fresh."""
     trials: int = Field(4, ge=0)
     """Draws of the random search, the same ones for every model; the best on validation is trained again under every seed.
     0 takes the settings as they are."""

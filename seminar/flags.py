@@ -96,7 +96,7 @@ def _value(name: str, values: list[str], annotation: Any) -> Any:
         return None
     if get_origin(annotation) is tuple:
         return [part for value in values for part in value.split(",") if part]
-    if not values and annotation is bool:
+    if not values and bool in options:
         return True
     if len(values) != 1:
         raise ConfigError(explain(f"--{name}", got=f"{len(values)} values", expected="one", fix=f"write --{name} VALUE"))

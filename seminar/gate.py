@@ -64,6 +64,12 @@ def load_psu(state: Mapping[str, Tensor], channels: ChannelEncoder, gate: Channe
         module.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
 
 
+def load_content(state: Mapping[str, Tensor], channels: ChannelEncoder) -> None:
+    """Restore what a PSU made of content: its projections of query, text and image. IDs, attribute tokens and gate stay fresh."""
+    for name in ("project_query", "project_text", "project_image"):
+        getattr(channels, name).data.copy_(state[f"channels.{name}"])
+
+
 class ChannelMerge(nn.Module):
     """x^(j) = s_j unit_j G_j and their gated sum, with G_j the identity at first (SEMINAR, fine-tuning)."""
 

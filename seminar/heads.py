@@ -18,11 +18,13 @@ from seminar.channels import VectorTables
 from seminar.config import ModelConfig
 from seminar.encoded import Encoded, pick
 from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, cross_features, item_features, user_features
-from seminar.schema import TASKS
+from seminar.schema import NUM_CHANNELS, TASKS
 from seminar.trend import NUM_TREND, decayed_counts, trend_features
 
 HOURS_PER_WEEK = 168
 _HOUR_WIDTH = 8
+NUM_FIT = NUM_CHANNELS - 1
+"""Cosines of the query, the first channel, with the others."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +65,10 @@ class Heads(nn.Module):
         """num_extra: features an interest unit adds to its interest vector."""
         super().__init__()
         self.num_recent = config.recent
-        self.crossed, self.trended = config.cross_features, config.trend_features
+        self.crossed, self.trended, self.fitted = config.cross_features, config.trend_features, config.query_fit
         self.recent = TargetAttention(config.dim, config.num_heads, generator)
         self.hour = nn.Parameter(torch.randn(HOURS_PER_WEEK, _HOUR_WIDTH, generator=generator) * 0.02)
-        optional = (NUM_CROSS if self.crossed else 0) + (NUM_TREND if self.trended else 0)
+        optional = NUM_CROSS * self.crossed + NUM_TREND * self.trended + NUM_FIT * self.fitted
         width = 5 * config.dim + num_extra + optional + NUM_ITEM + NUM_USER + _HOUR_WIDTH
         self.head = _mlp((width, *config.hidden), config.dropout, generator)
         self.out = _linear(config.hidden[-1], len(TASKS), generator)
@@ -95,6 +97,7 @@ class Heads(nn.Module):
             cross_BTF,
             self._item_features(batch, encoded.new_BT),
             self._trend(batch, encoded.new_BT),
+            *([query_fit(encoded)] if self.fitted else []),
             user[:, None].expand(-1, target.shape[1], -1),
         ]
         return self.out(self.head(torch.cat(features, -1)))
@@ -133,6 +136,15 @@ class Heads(nn.Module):
         if new_BT is not None:
             count = count.masked_fill(new_BT, 0.0)
         return item_features(count, self.category_mean[batch.item_BT], float(self.train_total))
+
+
+def query_fit(encoded: Encoded) -> Float[Tensor, "B T F"]:
+    """Cosine of each target's query with its item's text, image and attributes; 0 where either is missing."""
+    unit_BTMd = encoded.gated.pairs.unit_NMd[encoded.target_BT]
+    present_BTM = encoded.gated.pairs.present_NM[encoded.target_BT]
+    cosine = (unit_BTMd[:, :, :1] * unit_BTMd[:, :, 1:]).sum(-1)
+    # Selected: a missing vector may hold anything, also NaN.
+    return torch.where(present_BTM[..., :1] & present_BTM[..., 1:], cosine, 0.0)
 
 
 def task_losses(logit_BTS: Float[Tensor, "B T S"], batch: Batch) -> dict[str, Tensor]:

@@ -108,16 +108,17 @@ def test_too_few_items_for_codes_are_refused() -> None:
         ItemIndex.build(vectors(255), IndexConfig(kind="ivf_pq", code_bytes=9))
 
 
-@pytest.mark.parametrize("kept", [5, 30])
-def test_item_neighbours_equal_a_dense_plain_form(kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kept", "shrinkage"), [(5, 0.0), (30, 0.0), (30, 3.0)])
+def test_item_neighbours_equal_a_dense_plain_form(kept: int, shrinkage: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "_BLOCK", 7)
     draw = np.random.default_rng(0)
     user, item = draw.integers(25, size=160), draw.integers(28, size=160)  # two items that nobody took, repeats
-    found = ItemNeighbours.fit(user, item, 30, kept)
+    found = ItemNeighbours.fit(user, item, 30, kept, shrinkage)
     taken = np.zeros((25, 30))
     taken[user, item] = 1
     norm = np.linalg.norm(taken, axis=0)
-    cosine = np.divide(taken.T @ taken, np.outer(norm, norm), out=np.zeros((30, 30)), where=np.outer(norm, norm) > 0)
+    by = np.outer(norm, norm) + shrinkage
+    cosine = np.divide(taken.T @ taken, by, out=np.zeros((30, 30)), where=by > 0)
     similarity = found.similarity.toarray()
     for row in range(30):
         best = np.sort(cosine[row])[::-1][:kept]

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from seminar.artifacts import Artifact, Store
 from seminar.channels import VectorTables, unit_tables
@@ -21,7 +22,7 @@ from seminar.heads import CatalogueStats
 from seminar.models import NAMES, UNITS, load_model
 from seminar.ranker import load_ranker, serving_ranker
 from seminar.sequences import read_histories
-from seminar.train.build import shard_paths
+from seminar.train.build import fresh_model, shard_paths
 from tests.bundles import make_vectors
 
 CPU = torch.device("cpu")
@@ -79,7 +80,8 @@ def test_models_differ_by_kind_and_seed_alone() -> None:
         for plan in kinds
     }
     assert len(same) == 1
-    assert {plan.settings.finetune.pretrained for plan in kinds if plan.settings.model.kind not in ("seminar", "muse")} == {False}
+    starts = {plan.settings.model.kind: plan.settings.finetune.pretrained for plan in kinds}
+    assert starts == {**dict.fromkeys(NAMES, False), "seminar": True, "muse": "content"}
 
 
 def test_variants_start_from_what_was_chosen_and_name_their_model() -> None:
@@ -211,6 +213,21 @@ def test_a_psu_of_a_comparison_is_that_of_pretrain_and_depends_on_its_channels_a
         assert (psu_version(tiny_store, inputs, changed) == version) is same, name
     psu = pretrained(tiny_store, inputs, settings, CPU, lambda row: None)
     assert (psu.manifest.kind, psu.version) == (PSU, version)
+
+
+@pytest.mark.parametrize("kind", ["seminar", "muse"])
+def test_content_alone_is_what_a_model_takes_of_a_psu(kind: str, tiny_store: Store, inputs: dict[str, Artifact]) -> None:
+    settings = settings_of(merged(SMALL, {"model.kind": kind, "finetune.pretrained": "content"}))
+    vectors = inputs["vectors"].path
+    path = pretrained(tiny_store, inputs, settings, CPU, lambda row: None).file("psu.safetensors")
+    of_psu = {name: value for name, value in load_file(path).items() if name.startswith(("channels.", "gate."))}
+    fresh, content = (fresh_model(settings.model, settings.finetune, vectors, psu).state_dict() for psu in (None, path))
+    taken = {name for name, value in content.items() if not torch.equal(value, fresh[name])}
+    # This world has no image, so its projection has no row.
+    assert taken == {"channels.project_query", "channels.project_text"}
+    assert all(torch.equal(content[name], of_psu[name]) for name in taken)
+    run = trained(tiny_store, inputs, settings, CPU, lambda row: None)
+    assert run.manifest.inputs[PSU].version == psu_version(tiny_store, inputs, settings)
 
 
 def test_channels_that_are_not_used_change_no_score(tiny_store: Store, inputs: dict[str, Artifact]) -> None:

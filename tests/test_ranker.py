@@ -9,7 +9,7 @@ from seminar.channels import ChannelEncoder, encode_pairs, unit_tables
 from seminar.config import FinetuneConfig
 from seminar.esu import Similarity, sim_tiers
 from seminar.gsu import keep_top_k
-from seminar.heads import CatalogueStats
+from seminar.heads import NUM_FIT, CatalogueStats, query_fit
 from seminar.ranker import Ranker, rounded, serving_ranker
 from seminar.retrieval.int8 import PackedKeys
 from seminar.train.training import Optimisers, train_step
@@ -356,3 +356,25 @@ def test_trained_ranker_learns_repeat_purchases_from_attention_alone() -> None:
     scores = unit.eval().score(batch)
     positive, negative = scores[batch.mask_BT & (batch.label_BT > 0)], scores[batch.mask_BT & (batch.label_BT == 0)]
     assert (positive[:, None] > negative).float().mean() > 0.9
+
+
+# --- whether an item answers the query
+
+
+def test_query_fit_is_the_cosine_of_the_query_with_each_part_of_the_item() -> None:
+    unit, batch = ranker(query_fit=True), batch_of([12, 5, 0], vector_tables())
+    encoded = unit.encode(batch)
+    got = query_fit(encoded)
+    assert got.shape == (*batch.item_BT.shape, NUM_FIT)
+    for row, targets in enumerate(batch.target_count_B.tolist()):
+        for t in range(targets):
+            pair = encode_pairs(unit.channels, batch.item_BT[row, t][None], batch.query_BT[row, t][None])
+            vector, present = pair.unit_NMd[0].detach().double(), pair.present_NM[0]
+            expected = [float(vector[0] @ vector[m]) if present[0] and present[m] else 0.0 for m in (1, 2, 3)]
+            assert got[row, t].tolist() == pytest.approx(expected, abs=1e-6)
+    assert got.any()
+
+
+def test_without_query_fit_a_model_has_the_width_it_had() -> None:
+    widths = [ranker(query_fit=flag).state_dict()["heads.head.0.weight"].shape[1] for flag in (False, True)]
+    assert widths[1] - widths[0] == NUM_FIT

@@ -397,7 +397,7 @@ def test_rows_of_the_report_are_those_of_this_process(finished: Place) -> None:
             items += training.tolist()
             users += [shard.user_id[row]] * len(training)
     number = {user: i for i, user in enumerate(dict.fromkeys(users))}
-    neighbours = ItemNeighbours.fit(np.array([number[user] for user in users]), np.array(items), 61, 20)
+    neighbours = ItemNeighbours.fit(np.array([number[user] for user in users]), np.array(items), 61, 20, 10.0)
 
     def by_neighbours(shard: Histories, pairs: Any) -> Any:
         return neighbours.scores([shard.item[shard.offsets[p.row] :][: p.start] for p in pairs])

@@ -238,6 +238,48 @@ def test_memory_does_not_grow_with_users_times_items() -> None:
     assert peak < 100e6, "users x items bits would be 2.5 GB"
 
 
+def test_negatives_beside_a_query_are_of_other_categories_and_half_of_them_the_users_own() -> None:
+    users = histories([60, 40], TABLES)
+    sizes = {"positives_per_request": 2, "negatives_per_positive": 200, "min_history": 20}
+    samples = requests_of(users, negatives_beside_query=1.0, **sizes)
+    user, start, stop = training_requests(users, min_history=20)
+    own = total = 0
+    batch = samples.draw(np.arange(len(samples)), np.random.default_rng(0))
+    for row, (u, first, last) in enumerate(zip(user, start, stop, strict=True)):
+        past, now = (users.item[a:b] for a, b in ((users.offsets[u], first), (first, last)))
+        for item, query in zip(users.item[first:last], users.query[first:last], strict=True):
+            of_it = (batch.label_BT[row] == 0) & batch.mask_BT[row] & (batch.query_BT[row] == int(query))
+            drawn = batch.item_BT[row][of_it].numpy()
+            assert not np.isin(drawn, now).any(), "nothing of the request is a negative"
+            if query == -1:
+                assert set(TABLES.category_index[drawn]) <= set(TABLES.category_index[now]), "without a query: its category"
+            elif (users.query[first:last] == query).sum() == 1:
+                assert len(drawn)
+                assert (TABLES.category_index[drawn] != TABLES.category_index[item]).all()
+                own, total = own + int(np.isin(drawn, past).sum()), total + len(drawn)
+    # Of the items drawn by training counts some were taken before too.
+    assert 0.5 < own / total < 0.95
+
+
+def test_a_user_without_a_past_has_popular_items_beside_its_query() -> None:
+    nobody = (np.empty(0, np.int32), np.zeros(20_000, np.int64), np.zeros(20_000, np.int64))
+    owned, rng = Owned(histories([0], TABLES), 40), np.random.default_rng(0)
+    drawn = sampler().draw_outside(np.full(20_000, 6), np.zeros(20_000, np.int64), owned, nobody, rng)
+    members = np.flatnonzero(np.arange(40) % 4 != 2)
+    expected = TABLES.train_count[members] / TABLES.train_count[members].sum()
+    found = drawn[drawn >= 0]
+    assert len(found) > 19_800
+    assert np.bincount(found, minlength=40)[members] / len(found) == pytest.approx(expected, abs=0.01)
+
+
+def test_one_category_alone_has_nothing_beside_a_query() -> None:
+    negatives = NegativeSampler(np.zeros(5, np.int32), np.ones(5, np.int64))
+    past = (np.array([3], np.int32), np.zeros(9, np.int64), np.ones(9, np.int64))
+    owned = Owned(histories([0], TABLES), 5)
+    drawn = negatives.draw_outside(np.zeros(9, np.int64), np.zeros(9, np.int64), owned, past, np.random.default_rng(0))
+    assert (drawn == -1).all()
+
+
 # --- windows
 
 

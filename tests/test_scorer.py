@@ -36,7 +36,7 @@ def vectors(tiny_pairs: Artifact, tiny_store: Store) -> Artifact:
 
 @pytest.fixture(scope="module", params=["constant", "target", "behaviour"])
 def bundle(request: pytest.FixtureRequest, tiny_pairs: Artifact, tiny_store: Store, vectors: Artifact) -> Bundle:
-    config = MODEL.model_copy(update={"gate": request.param})
+    config = MODEL.model_copy(update={"gate": request.param, "query_fit": request.param == "behaviour"})
     return Bundle.load(make_bundle(tiny_store, tiny_pairs, vectors, config=config).path)
 
 

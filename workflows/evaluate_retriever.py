@@ -137,7 +137,7 @@ def fit_counts(row: dict[str, Any], job: Job) -> dict[str, Any]:
         user_N, item_N, query_N = np.concatenate(columns, 1)
         if job.config.neighbours:
             num_items = int(job.open("pairs").manifest.metrics["items"])
-            found = ItemNeighbours.fit(user_N, item_N, num_items, job.config.neighbours)
+            found = ItemNeighbours.fit(user_N, item_N, num_items, job.config.neighbours, job.config.shrinkage)
             save_npz(neighbours.with_suffix(".tmp.npz"), found.similarity)
             neighbours.with_suffix(".tmp.npz").rename(neighbours)
         num_queries = pq.read_metadata(job.open("pairs").file("queries.parquet")).num_rows

@@ -18,7 +18,8 @@ Departures:
 - One content vector of text and image stands for the paper's contrastively trained one. SimTier counts text and image apart,
   behaviours that lack a modality nowhere; its bins split [-1, 1] evenly. The learned factor a bin of the public code is left
   to the first layer of the shared heads, which multiplies it in the same way.
-- `finetune.pretrained` restores SEMINAR's whole PSU, item IDs included, where the paper pretrains content alone.
+- `finetune.pretrained = "content"` starts from the content projections of SEMINAR's PSU where the paper has a contrastively
+  trained encoder; `true`, from the whole PSU, item IDs included, is a variant of ours.
 - Where the target or a behaviour has no content, the search falls back on attributes, behind all that content can compare.
 - The age of a behaviour is a learned bias of each head's logit, zero at first: the other models know ages too.
 - gamma starts at (1, 4, 0): the softmax leans to similar content before anything is learned. Our choice.

@@ -89,7 +89,9 @@ _WITHOUT_CATALOGUE = {"evaluate.full_ranking_users": 0}
 
 
 def _plan(name: str, settings: Settings, seed: int, kind: Kind, *changes: dict[str, Any]) -> Plan:
-    own = {"model.kind": kind, "finetune.pretrained": kind in settings.compare.pretrained}
+    config = settings.compare
+    start = True if kind in config.pretrained else "content" if kind in config.pretrained_content else False
+    own = {"model.kind": kind, "finetune.pretrained": start}
     values = settings.model_dump(exclude={"compare"})
     for change in ({"pretrain.seed": seed, "finetune.seed": seed}, own, *changes):
         values = merged(values, change)

@@ -16,6 +16,7 @@ from seminar.batching import Batch
 from seminar.channels import ChannelEncoder, VectorTables, encoders_of
 from seminar.config import PSU_SHAPES, FinetuneConfig, ModelConfig, PretrainConfig, TrainConfig
 from seminar.errors import VersionMismatch, explain
+from seminar.gate import load_content
 from seminar.models import build_model
 from seminar.psu import PSU
 from seminar.ranker import Ranker
@@ -32,9 +33,12 @@ def fresh_psu(model: ModelConfig, config: PretrainConfig, vectors: Path) -> PSU:
 
 
 def fresh_model(model: ModelConfig, config: FinetuneConfig, vectors: Path, psu: Path | None) -> Ranker | Baseline:
-    """A model of `model.kind` ready for training, the same on every worker, its channels restored from `psu` if given."""
+    """A model of `model.kind` ready for training, the same on every worker; channels, or their content, from `psu` if given."""
     unit = build_model(model, VectorTables.load(vectors), torch.Generator().manual_seed(config.seed))
-    if psu is not None:
+    if psu is not None and config.pretrained == "content":
+        assert isinstance(unit.channels, ChannelEncoder), "what is trained encodes content itself"
+        load_content(load_file(psu), unit.channels)
+    elif psu is not None:
         unit.load_psu(load_file(psu))
     if isinstance(unit, Ranker):
         unit.distillation, unit.quantised_search = config.distillation, config.quantised_search

@@ -69,7 +69,7 @@ class RequestSamples:
         n = self._config.negatives_per_positive
         row_n, query_n = np.repeat(row_p, n), np.repeat(query_p, n)
         owner = user if self._config.negatives_outside == "history" else start
-        item_n = self._negatives.draw(np.repeat(item_p, n), owner[row_n], self._owned, rng)
+        item_n = self._draw_negatives(np.repeat(item_p, n), query_n, owner[row_n], (user[row_n], start[row_n]), rng)
         found = item_n != NONE
         row_x, place_x = self._choose_exposures(user, h.request[start], rng)
         row = np.concatenate([row_p, row_n[found], row_x])
@@ -79,6 +79,19 @@ class RequestSamples:
         label = (np.arange(len(row)) < len(row_p)).astype(np.float32)[order]
         bounds = np.searchsorted(row[order], np.arange(len(index) + 1))
         return collate(h, self._requests(user, start, bounds, item, query, label), self._length(rng))
+
+    def _draw_negatives(
+        self, like: ndarray, query: ndarray, owner: ndarray, moment: tuple[ndarray, ndarray], rng: np.random.Generator
+    ) -> Int[ndarray, " N"]:
+        """An item a negative, of the positive's category or beside it; -1 where none was found. moment: user, request's start."""
+        item = self._negatives.draw(like, owner, self._owned, rng)
+        if not self._config.negatives_beside_query:
+            return item
+        beside = np.flatnonzero((query != NONE) & (rng.random(len(like)) < self._config.negatives_beside_query))
+        user, start = moment[0][beside], moment[1][beside]
+        past = (self._histories.item, self._histories.offsets[user], start)
+        item[beside] = self._negatives.draw_outside(like[beside], owner[beside], self._owned, past, rng)
+        return item
 
     def _length(self, rng: np.random.Generator) -> int:
         """Most behaviours this batch shows."""

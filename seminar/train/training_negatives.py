@@ -1,4 +1,4 @@
-"""Sampled negatives of training: same category, not taken in the request (or by the user), a whole batch at a time.
+"""Sampled negatives of training: same category, or beside it, not taken in the request (or by the user), a whole batch at a time.
 
 Only what lies before train_end is left out: a negative may be an item the user takes later, as in any live system, because
 leaving those out would tell the model what the held-out part holds. (`seminar/evaluate/negatives.py` is evaluation's.)
@@ -15,6 +15,9 @@ from seminar.sequences import Histories
 
 REJECTION_ROUNDS = 4
 """Draws per negative before its category is searched for what is left."""
+
+OF_THE_PAST = 0.5
+"""Share of negatives beside a query that the user took before: what was often taken looks like an answer to anything."""
 
 
 class Owned:
@@ -74,6 +77,35 @@ class NegativeSampler:
             left = members[~owned.contains(np.full(len(members), owner[row]), members)]
             if len(left):
                 drawn[row] = rng.choice(left)
+        return drawn
+
+    def draw_outside(
+        self,
+        like: Int[ndarray, " N"],
+        owner: Int[ndarray, " N"],
+        owned: Owned,
+        past: tuple[Int[ndarray, " E"], Int[ndarray, " N"], Int[ndarray, " N"]],
+        rng: np.random.Generator,
+    ) -> Int[ndarray, " N"]:
+        """One item of another category for each of N (item, owner), with replacement; -1 where a few draws found none.
+
+        Half are drawn from what a user took before, past = (items, first, end): rows [first, end) of `items` for each; the
+        others, and those of users without a past, in proportion to train_count.
+        """
+        drawn = np.full(len(like), NONE, np.int64)
+        taken, first, end = past
+        from_past = (rng.random(len(like)) < OF_THE_PAST) & (end > first)
+        pending = np.arange(len(like))
+        for _ in range(REJECTION_ROUNDS):
+            u = rng.random(len(pending))
+            place = np.searchsorted(self._mass, u * self._mass[-1], side="right") - 1
+            item = self._member[np.minimum(place, len(self._member) - 1)]
+            own = from_past[pending]
+            low, high = first[pending][own], end[pending][own]
+            item[own] = taken[low + (u[own] * (high - low)).astype(np.int64)]
+            fits = (self._slot[item] != self._slot[like[pending]]) & ~owned.contains(owner[pending], item)
+            drawn[pending[fits]] = item[fits]
+            pending = pending[~fits]
         return drawn
 
     def _propose(self, slot: Int[ndarray, " N"], rng: np.random.Generator) -> Int[ndarray, " N"]:
