@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import copy
 from functools import cached_property
 from typing import Literal, Protocol, runtime_checkable
 
@@ -91,6 +92,14 @@ class HistorySearch:
         if self._fixed is not None and self._fixed.method == "pq":
             # Codes that do not fit the codebooks are an error of loading, not of the first request.
             _ = self._codes
+
+    def by(self, method: Method | None) -> "HistorySearch":
+        """The same search by another method, None: as it is; tables are shared. ConfigError if it cannot serve the gate."""
+        if method is None:
+            return self
+        other = copy(self)
+        other._fixed = override(method, self._overfetch, self._gate)
+        return other
 
     def top_k(self, history: Rows, probe: Probe, k: int) -> tuple[TopK, Choice]:
         """The K best of the history for each target, and how they were found."""

@@ -5,7 +5,8 @@ process or behind two services. Scores equal the offline ranker's on the same bu
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,10 @@ from seminar.bundle import Bundle
 from seminar.channels import ChannelSource, WithUnseenQueries, encode_pairs
 from seminar.embedding import TextEncoder, open_text_encoder
 from seminar.encoded import Encoded
-from seminar.history_search import HistorySearch
+from seminar.history_search import HistoryKeys, HistorySearch
 from seminar.ranker import Ranked
+from seminar.retrieval.base import Probe
+from seminar.retrieval.exact import ExactRetriever
 from seminar.retrieval.key_store import KeyStore
 from seminar.retrieval.regime import Choice, Method
 from seminar.schema import MS_PER_WEEK, NONE
@@ -110,10 +113,7 @@ class TwoStageScorer:
         """GSU: the top-K of the whole history for each target."""
         ranker, config = self.bundle.ranker, self.bundle.config
         batch = _batch(history, targets, len(history.item_L), history.time_ms_L)
-        source = self._source(targets)
-        encoded_T = ranker.gsu.gated(encode_pairs(source, batch.item_BT[0], batch.query_BT[0]))
-        probe = ranker.gsu.probe(ranker.gsu.merged(encoded_T), encoded_T.gate_logit_NM)
-        top, choice = self.history_search.top_k(history, probe, config.top_k)
+        top, choice = self.history_search.top_k(history, self._probe(targets), config.top_k)
         kept, relevance = top.index_TK.numpy(), top.relevance_TK.numpy()
         length = len(history.item_L)
         position_U, rows = passed_on(kept, length, config.recent)
@@ -147,12 +147,36 @@ class TwoStageScorer:
         """Both stages."""
         return self.rank(targets, self.retrieve(history, targets), explain=explain)
 
+    @torch.inference_mode()
+    def relevance(self, history: ScoringHistory, targets: Targets) -> Float[Tensor, "T L"]:
+        """Exact GSU relevance of every behaviour: what any search of the history approximates. Reads 1 KiB a behaviour."""
+        keys = HistoryKeys(self.bundle, history)[:]
+        return ExactRetriever(self.history_search.space).index(keys).relevance(self._probe(targets))
+
+    def searching(self, method: Method | None, top_k: int | None) -> "TwoStageScorer":
+        """This scorer, but keeping top_k and searching by another method; None: as it does. It shares everything else.
+
+        ConfigError for a method that cannot serve the bundle's gate.
+        """
+        if method is None and top_k is None:
+            return self
+        other = copy(self)
+        config = self.bundle.config.model_copy(update={} if top_k is None else {"top_k": top_k})
+        other.bundle = replace(self.bundle, config=config)
+        other.history_search = self.history_search.by(method)
+        return other
+
     def unseen_queries(self, texts: Sequence[str]) -> Float[ndarray, "X d"]:
         """Unit query-channel vectors of texts outside the catalogue, by the text encoder the bundle was trained with."""
         if self._text_encoder is None:
             self._text_encoder = open_text_encoder(self.bundle.text_encoder)
         vectors = torch.from_numpy(self._text_encoder.encode(list(texts))).float() @ self.bundle.project_query
         return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+    def _probe(self, targets: Targets) -> Probe:
+        gsu, rows = self.bundle.ranker.gsu, (torch.from_numpy(targets.item_T), torch.from_numpy(targets.query_T))
+        encoded_T = gsu.gated(encode_pairs(self._source(targets), *rows))
+        return gsu.probe(gsu.merged(encoded_T), encoded_T.gate_logit_NM)
 
     def _source(self, targets: Targets) -> ChannelSource:
         if targets.unseen_Xd is None:

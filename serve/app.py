@@ -30,7 +30,7 @@ from ray.serve.handle import DeploymentHandle
 from seminar.client import api
 from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
-from serve.engine import Engine, LocalStages, StageResult, timed
+from serve.engine import Engine
 from serve.explain import rank
 from serve.held import Held
 from serve.offers import Offers
@@ -39,6 +39,7 @@ from serve.problems import Refused
 from serve.proposing import BundleProposer, Proposed, Wish
 from serve.routes import create_app
 from serve.rows import Live
+from serve.stages import LocalStages, StageResult, timed
 
 BROADCAST_TIMEOUT_S = 60.0
 RETRY_S = 0.05

@@ -5,108 +5,30 @@ Model work runs in one thread (a replica has one core), store access in others, 
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from seminar.artifacts import Store
+from seminar.artifacts import Artifact, Store
 from seminar.candidates.proposer import SOURCES
 from seminar.client import api
 from seminar.history.store import Event, HistoryStore, Imported, import_histories
-from seminar.schema import NONE, TASKS
-from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
-from serve.explain import best_first, explanations, rank, reasons
-from serve.held import Held
+from seminar.schema import NONE
+from seminar.scorer import TwoStageScorer
+from serve.answering import answer_fields, recommended
+from serve.catalogue import bundles_page, users_page
+from serve.explain import explanations
+from serve.explaining import Explainer
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
-from serve.proposing import Proposed, Wish
-from serve.rows import Asked, Live, Seen, history_page, prepare, prepare_recommend, query_name
+from serve.rows import Live, history_page, prepare, prepare_recommend, query_name
+from serve.stages import Proposals, Stages, timed
 
 CANDIDATES = 200
 """Ranked for a recommend request that does not say how many."""
 SPLIT = "split the list over several requests"
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What the two stages gave (scored: as `explain.rank` says), and how long each took."""
-
-    scored: Scored
-    retrieve_ms: float
-    rank_ms: float
-
-
-class Stages(Protocol):
-    """Where GSU and ESU run: in this process, or behind two services."""
-
-    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
-        """explain_top: how many of the best targets are explained."""
-        ...
-
-    async def hold(self, folder: Path, *, first: bool) -> None:
-        """Have every process that will work with this bundle load it before the first request needs it; raises what one refuses.
-
-        first: none was in use before. Then services of their own load it by their own configuration.
-        """
-        ...
-
-
-class Proposals(Protocol):
-    """Where candidates come from: this process, or a service of its own."""
-
-    async def propose(self, live: Live, wish: Wish) -> Proposed: ...
-
-    async def hold(self, folder: Path, *, first: bool) -> None:
-        """As `Stages.hold`."""
-        ...
-
-
-class LocalStages:
-    """Both stages in this process, one request at a time."""
-
-    def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1, "score")
-
-    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, _score, live.scorer, history, targets, explain_top)
-
-    async def hold(self, folder: Path, *, first: bool) -> None:
-        """The engine itself holds it."""
-
-
-def _score(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
-    retrieved, retrieve_ms = timed(scorer.retrieve, history, targets)
-    scored, rank_ms = timed(rank, scorer, targets, retrieved, explain_top)
-    return StageResult(scored, retrieve_ms, rank_ms)
-
-
-class LocalProposals:
-    """Candidates from this process, one request at a time."""
-
-    def __init__(self, options: Options) -> None:
-        self._thread = ThreadPoolExecutor(1, "propose")
-        self._held = Held(options.load_proposer)
-
-    async def propose(self, live: Live, wish: Wish) -> Proposed:
-        proposer = await self._held.get(str(live.bundle.path))
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, timed, proposer.propose, wish)
-        return Proposed(*found)
-
-    async def hold(self, folder: Path, *, first: bool) -> None:
-        await self._held.get(str(folder))
-
-
-def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The result, and the milliseconds it took."""
-    began = time.perf_counter()
-    result = function(*args)
-    return result, 1000 * (time.perf_counter() - began)
 
 
 class Engine:
@@ -116,6 +38,7 @@ class Engine:
         self.options, self.store, self.stages, self.proposals = options, store, stages, proposals
         self.offers = Offers(self.take)
         self._live: Live | None = None
+        self._explainer = Explainer(options, store)
         self._io = ThreadPoolExecutor(4, "store")
 
     @property
@@ -145,7 +68,7 @@ class Engine:
         explanation = explanations(bundle, request, prepared.seen.history, scored) if request.explain else None
         total_ms = 1000 * (time.perf_counter() - began)
         return api.ScoreResponse(
-            **_answer(request.user_id, prepared.live, prepared.seen, prepared.targets, scored),
+            **answer_fields(request.user_id, prepared.live, prepared.seen, prepared.targets, scored),
             scores=scored.probability_T.tolist(),
             timings_ms=api.Timings(history=history_ms, retrieve=result.retrieve_ms, rank=result.rank_ms, total=total_ms),
             explanation=explanation,
@@ -164,10 +87,10 @@ class Engine:
         explain_top = request.n if request.because else 0
         result = await self.stages.score(live, asked.seen.history, targets, explain_top)
         scored, origin_CS = result.scored, proposed.candidates.origin_CS
-        items = _recommended(request, asked, proposed, scored)
+        items = recommended(request, asked, proposed, scored)
         total_ms = 1000 * (time.perf_counter() - began)
         return api.RecommendResponse(
-            **_answer(request.user_id, live, asked.seen, targets, scored),
+            **answer_fields(request.user_id, live, asked.seen, targets, scored),
             items=items,
             candidates=len(origin_CS),
             by_source=dict(zip(SOURCES, origin_CS.sum(0).tolist(), strict=True)),
@@ -179,6 +102,10 @@ class Engine:
                 total=total_ms,
             ),
         )
+
+    async def explain(self, request: api.ExplainRequest) -> api.ExplainResponse:
+        """Why one target scores as it does, with the bundle in use or another published one."""
+        return await self._explainer.explain(self.live, request)
 
     async def append(self, request: api.EventsRequest) -> api.EventsResponse:
         """Store behaviours; they are on disk when this returns."""
@@ -198,6 +125,23 @@ class Engine:
     async def history(self, user_id: str, limit: int) -> api.HistoryResponse:
         """A user's newest behaviours; UnknownUser if there is no such user."""
         return await self._run(history_page, self.live, self.store, user_id, limit)
+
+    async def users(self, prefix: str, limit: int) -> api.UsersResponse:
+        """Users whose id begins with `prefix`."""
+        return await self._run(users_page, self.store, prefix, limit)
+
+    async def items(self, text: str, limit: int) -> api.ItemsResponse:
+        """Catalogue items that have every word of `text`."""
+        return await self._run(self.live.catalogue.items, text, limit)
+
+    async def queries(self, text: str, limit: int) -> api.QueriesResponse:
+        """Catalogue queries that have every word of `text`."""
+        return await self._run(self.live.catalogue.queries, text, limit)
+
+    async def bundles(self) -> api.BundlesResponse:
+        """Published bundles."""
+        bundle = self.live.bundle
+        return await self._run(bundles_page, Store(self.options.workdir), Artifact(bundle.path, bundle.manifest))
 
     def describe(self, replicas: Sequence[api.ReplicaState]) -> api.BundleResponse:
         """Versions of everything that makes a score."""
@@ -245,40 +189,6 @@ def import_for(options: Options, scorer: TwoStageScorer, store: HistoryStore) ->
     """Load the histories that the bundle was made from, once a store; None where a bundle came without its `pairs` artefact."""
     version, artifacts = scorer.bundle.manifest.inputs["pairs"].version, Store(options.workdir)
     return import_histories(store, artifacts.open("pairs", version)) if artifacts.exists("pairs", version) else None
-
-
-def _answer(user_id: str, live: Live, seen: Seen, targets: Targets, scored: Scored) -> dict[str, Any]:
-    """Fields of an api.Answer."""
-    return {
-        "bundle_version": live.bundle.version,
-        "user_id": user_id,
-        "known_user": seen.known_user,
-        "task": TASKS[targets.task],
-        "time_ms": targets.time_ms,
-        "history_length": seen.stored,
-        "history_used": len(seen.history.item_L),
-        "retriever": scored.choice.method,
-        "retriever_reason": scored.choice.reason,
-    }
-
-
-def _recommended(request: api.RecommendRequest, asked: Asked, proposed: Proposed, scored: Scored) -> list[api.Recommendation]:
-    """The n best candidates, best first; of equals the one that was proposed first."""
-    bundle, found = asked.live.bundle, proposed.candidates
-    items = []
-    for place, candidate in enumerate(best_first(scored.probability_T, request.n).tolist()):
-        row, logit = int(found.item_C[candidate]), float(found.score_C[candidate])
-        items.append(
-            api.Recommendation(
-                item_id=bundle.item_ids[row],
-                text=bundle.item_texts[row],
-                score=float(scored.probability_T[candidate]),
-                sources=[source for source, held in zip(SOURCES, found.origin_CS[candidate], strict=True) if held],
-                retrieval_score=None if math.isnan(logit) else logit,
-                because=reasons(bundle, asked.seen.history, scored, place, request.because),
-            )
-        )
-    return items
 
 
 def _limit(what: str, got: int, limit: int, fix: str) -> None:

@@ -13,10 +13,13 @@ T = TypeVar("T")
 
 
 class Held(Generic[T]):
-    """Loads what is asked for and not held yet, once, beside the requests that go on. load: raises if it must not be served."""
+    """Loads what is asked for and not held yet, once, beside the requests that go on; keeps the `most` asked for last.
 
-    def __init__(self, load: Callable[[Path], T]) -> None:
-        self._load = load
+    load: raises if it must not be served.
+    """
+
+    def __init__(self, load: Callable[[Path], T], most: int = HELD) -> None:
+        self._load, self._most = load, most
         self._of: OrderedDict[str, T] = OrderedDict()
         self._loading = asyncio.Lock()
 
@@ -26,7 +29,7 @@ class Held(Generic[T]):
                 if folder not in self._of:
                     # Not on the thread that serves: requests go on while it loads.
                     self._of[folder] = await asyncio.to_thread(self._load, Path(folder))
-                    while len(self._of) > HELD:
+                    while len(self._of) > self._most:
                         self._of.popitem(last=False)
         self._of.move_to_end(folder)
         return self._of[folder]

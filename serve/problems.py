@@ -57,5 +57,5 @@ def _problem(error: Mapping[str, Any], known: Sequence[str]) -> api.Problem:
     return api.Problem(what=where, got=got, expected=expected, fix=fix)
 
 
-_MODELS = (api.ScoreRequest, api.Target, api.RecommendRequest, api.EventsRequest, api.EventIn)
+_MODELS = (api.ScoreRequest, api.Target, api.RecommendRequest, api.EventsRequest, api.EventIn, api.ExplainRequest)
 _FIELDS = sorted({name for model in _MODELS for name in model.model_fields})

@@ -16,6 +16,7 @@ from seminar.errors import UnknownUser
 from seminar.history.store import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
+from serve.catalogue import Catalogue
 from serve.problems import Refused
 from serve.proposing import Wish
 
@@ -27,12 +28,13 @@ class Live:
     scorer: TwoStageScorer
     items: CatalogueRows
     queries: CatalogueRows
+    catalogue: Catalogue
 
     @classmethod
     def of(cls, scorer: TwoStageScorer, store: HistoryStore) -> "Live":
         bundle = scorer.bundle
         queries = CatalogueRows(store, "queries", partial(_query_rows, bundle))
-        return cls(scorer, CatalogueRows(store, "items", bundle.item_row), queries)
+        return cls(scorer, CatalogueRows(store, "items", bundle.item_row), queries, Catalogue(bundle))
 
     @property
     def bundle(self) -> Bundle:
@@ -76,9 +78,10 @@ class Asked:
         return Targets(item_C, np.full(len(item_C), self.query), self.task, self.time_ms, self.unseen_Xd)
 
 
-def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Prepared:
-    """Everything the scorer needs; Refused for an item or query id that the bundle does not hold."""
-    targets = _targets(live.scorer, request)
+def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest, where: str = "targets[{}]") -> Prepared:
+    """Everything the scorer needs; Refused for an item or query id that the bundle does not hold. where: what a client calls a
+    target."""
+    targets = _targets(live.scorer, request, where)
     return Prepared(live, _seen(live, store, request), targets)
 
 
@@ -159,13 +162,13 @@ def _query_rows(bundle: Bundle, names: Sequence[str]) -> Int[ndarray, " N"]:
     return np.where([name.startswith(FREE_TEXT) for name in names], by_text, by_id)
 
 
-def _targets(scorer: TwoStageScorer, request: api.ScoreRequest) -> Targets:
+def _targets(scorer: TwoStageScorer, request: api.ScoreRequest, where: str) -> Targets:
     bundle = scorer.bundle
     item_T = bundle.item_row([target.item_id for target in request.targets])
     ids, fix = [target.item_id for target in request.targets], "score items of the bundle's catalogue only"
-    _require("targets[{}].item_id", item_T, ids, fix)
+    _require(where + ".item_id", item_T, ids, fix)
     queried = any(target.query_id or target.query for target in request.targets)
-    query_T, unseen_Xd = _queries(scorer, request.targets, "targets[{}].query_id")
+    query_T, unseen_Xd = _queries(scorer, request.targets, where + ".query_id")
     return Targets(
         item_T=item_T,
         query_T=query_T,

@@ -21,9 +21,10 @@ from seminar.client import api
 from seminar.config import IndexConfig
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories, read_histories
-from serve.engine import Engine, LocalProposals, LocalStages
+from serve.engine import Engine
 from serve.options import Options
 from serve.routes import create_app
+from serve.stages import LocalProposals, LocalStages
 from tests.bundles import make_bundle, make_index, make_retriever, make_vectors
 
 

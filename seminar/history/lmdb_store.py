@@ -23,7 +23,7 @@ from numpy import ndarray
 
 from seminar.errors import ArtifactError, UnknownUser, explain
 from seminar.history.chunks import begun_at, columns_of, concatenate, merge, number_requests, pack, unpack
-from seminar.history.store import Appended, Event, HistoryFull, Imported, Kind, UserHistory
+from seminar.history.store import Appended, Event, HistoryFull, Imported, Kind, StoredUser, UserHistory
 from seminar.schema import NONE
 from seminar.sequences import Histories
 
@@ -94,6 +94,19 @@ class LMDBHistoryStore:
         """The user's record: every append that adds something raises its number of requests."""
         with self._env.begin(db=self._db["users"]) as txn:
             return txn.get(_key(user_id))
+
+    def users(self, prefix: str, limit: int) -> list[StoredUser]:
+        """Users whose id begins with `prefix`, in the order of their ids' bytes; ids of more than 510 bytes are not listed."""
+        first, found = b"." + prefix.encode(), []
+        with self._env.begin(db=self._db["users"]) as txn:
+            cursor = txn.cursor()
+            if cursor.set_range(first):
+                for key, value in cursor:
+                    if len(found) == limit or not key.startswith(first):
+                        break
+                    user = _User(*_USER.unpack(value))
+                    found.append(StoredUser(key[1:].decode(), user.length, user.newest_ms if user.length else None))
+        return found
 
     def intern(self, kind: Kind, names: Sequence[str]) -> Int32[ndarray, " N"]:
         """Local ids, given for ever; new names get the next numbers."""

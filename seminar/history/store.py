@@ -78,6 +78,15 @@ class Appended:
 
 
 @dataclass(frozen=True)
+class StoredUser:
+    """length: behaviours. newest_ms: time of the newest, None without any."""
+
+    user_id: str
+    length: int
+    newest_ms: int | None
+
+
+@dataclass(frozen=True)
 class Imported:
     """users: users that were new. behaviours: behaviours added."""
 
@@ -105,6 +114,10 @@ class HistoryStore(Protocol):
 
         Microseconds, whatever the length: how a cache of histories learns that it is out of date. Ask before reading.
         """
+        ...
+
+    def users(self, prefix: str, limit: int) -> list[StoredUser]:
+        """Users whose id begins with `prefix`, in the order of their ids' bytes; very long ids may be left out."""
         ...
 
     def intern(self, kind: Kind, names: Sequence[str]) -> Int32[ndarray, " N"]:

@@ -1,0 +1,105 @@
+"""The service's vocabulary: every request, answer and error. These models are the OpenAPI; nothing here knows Ray or the model.
+
+Sizes that an operator sets (targets, candidates, events) are checked in `serve/engine.py`; everything else is refused here, with
+what, got, expected and fix for each field.
+"""
+
+from seminar.client.api.base import (
+    MAX_TIME_MS,
+    MIN_TIME_MS,
+    ErrorResponse,
+    Id,
+    Input,
+    Output,
+    Problem,
+    Queried,
+    QueryText,
+    Source,
+    Task,
+    TimeMs,
+    Version,
+)
+from seminar.client.api.browsing import (
+    BundlesResponse,
+    CatalogueQuery,
+    Item,
+    ItemsResponse,
+    PublishedBundle,
+    QueriesResponse,
+    User,
+    UsersResponse,
+)
+from seminar.client.api.explaining import (
+    MAX_NEWEST,
+    ExplainedBehaviour,
+    ExplainedTarget,
+    ExplainRequest,
+    ExplainResponse,
+    ExplainTimings,
+    HistoryColumns,
+)
+from seminar.client.api.histories import EventIn, EventsRequest, EventsResponse, HistoryResponse, StoredBehaviour
+from seminar.client.api.recommending import Recommendation, RecommendRequest, RecommendResponse, RecommendTimings
+from seminar.client.api.scoring import (
+    Answer,
+    KeptBehaviour,
+    Reason,
+    ScoreRequest,
+    ScoreResponse,
+    Target,
+    TargetExplanation,
+    Timings,
+)
+from seminar.client.api.service import BundleResponse, Health, Refusal, ReplicaState
+
+__all__ = [
+    "MAX_NEWEST",
+    "MAX_TIME_MS",
+    "MIN_TIME_MS",
+    "Answer",
+    "BundleResponse",
+    "BundlesResponse",
+    "CatalogueQuery",
+    "ErrorResponse",
+    "EventIn",
+    "EventsRequest",
+    "EventsResponse",
+    "ExplainRequest",
+    "ExplainResponse",
+    "ExplainTimings",
+    "ExplainedBehaviour",
+    "ExplainedTarget",
+    "Health",
+    "HistoryColumns",
+    "HistoryResponse",
+    "Id",
+    "Input",
+    "Item",
+    "ItemsResponse",
+    "KeptBehaviour",
+    "Output",
+    "Problem",
+    "PublishedBundle",
+    "Queried",
+    "QueriesResponse",
+    "QueryText",
+    "Reason",
+    "RecommendRequest",
+    "RecommendResponse",
+    "RecommendTimings",
+    "Recommendation",
+    "Refusal",
+    "ReplicaState",
+    "ScoreRequest",
+    "ScoreResponse",
+    "Source",
+    "StoredBehaviour",
+    "Target",
+    "TargetExplanation",
+    "Task",
+    "TimeMs",
+    "Timings",
+    "User",
+    "UsersResponse",
+    "Version",
+]

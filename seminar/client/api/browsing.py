@@ -1,0 +1,54 @@
+"""What a person looks for before there is a request: users, items, queries and bundles."""
+
+from seminar.client.api.base import Output
+
+
+class User(Output):
+    user_id: str
+    length: int
+    """Behaviours stored."""
+    newest_ms: int | None
+    """Time of the newest behaviour; null without any."""
+
+
+class UsersResponse(Output):
+    users: list[User]
+    """In the order of their ids' bytes. Ids of more than 510 bytes are not listed."""
+    total: int
+    """Users in the store of the node that answers."""
+
+
+class Item(Output):
+    item_id: str
+    text: str | None
+    category: str | None
+
+
+class ItemsResponse(Output):
+    items: list[Item]
+    """Most often taken in training first."""
+    bundle_version: str
+
+
+class CatalogueQuery(Output):
+    query_id: str
+    text: str | None
+
+
+class QueriesResponse(Output):
+    queries: list[CatalogueQuery]
+    bundle_version: str
+
+
+class PublishedBundle(Output):
+    version: str
+    created: str
+    in_use: bool
+    """This replica answers with it."""
+
+
+class BundlesResponse(Output):
+    current: str | None
+    """What the artefact store points at; null where nothing is published there."""
+    bundles: list[PublishedBundle]
+    """Newest first, at most 100."""

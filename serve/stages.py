@@ -1,0 +1,93 @@
+"""Where GSU, ESU and candidates are worked out: in this process, or behind the same protocols in other services (`app.py`)."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
+from serve.explain import rank
+from serve.held import Held
+from serve.options import Options
+from serve.proposing import Proposed, Wish
+from serve.rows import Live
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What the two stages gave (scored: as `explain.rank` says), and how long each took."""
+
+    scored: Scored
+    retrieve_ms: float
+    rank_ms: float
+
+
+class Stages(Protocol):
+    """Where GSU and ESU run: in this process, or behind two services."""
+
+    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
+        """explain_top: how many of the best targets are explained."""
+        ...
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        """Have every process that will work with this bundle load it before the first request needs it; raises what one refuses.
+
+        first: none was in use before. Then services of their own load it by their own configuration.
+        """
+        ...
+
+
+class Proposals(Protocol):
+    """Where candidates come from: this process, or a service of its own."""
+
+    async def propose(self, live: Live, wish: Wish) -> Proposed: ...
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        """As `Stages.hold`."""
+        ...
+
+
+class LocalStages:
+    """Both stages in this process, one request at a time."""
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1, "score")
+
+    async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, _score, live.scorer, history, targets, explain_top)
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        """The engine itself holds it."""
+
+
+def _score(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
+    retrieved, retrieve_ms = timed(scorer.retrieve, history, targets)
+    scored, rank_ms = timed(rank, scorer, targets, retrieved, explain_top)
+    return StageResult(scored, retrieve_ms, rank_ms)
+
+
+class LocalProposals:
+    """Candidates from this process, one request at a time."""
+
+    def __init__(self, options: Options) -> None:
+        self._thread = ThreadPoolExecutor(1, "propose")
+        self._held = Held(options.load_proposer)
+
+    async def propose(self, live: Live, wish: Wish) -> Proposed:
+        proposer = await self._held.get(str(live.bundle.path))
+        found = await asyncio.get_running_loop().run_in_executor(self._thread, timed, proposer.propose, wish)
+        return Proposed(*found)
+
+    async def hold(self, folder: Path, *, first: bool) -> None:
+        await self._held.get(str(folder))
+
+
+def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """The result, and the milliseconds it took."""
+    began = time.perf_counter()
+    result = function(*args)
+    return result, 1000 * (time.perf_counter() - began)
