@@ -421,6 +421,16 @@ class ServeConfig(_Section):
     """LMDB folder; none: <workdir>/history."""
     max_history_gib: float = Field(64.0, gt=0)
     """Size limit of the LMDB map (address space, not memory)."""
+    recall_sample: int = Field(100, ge=0)
+    """One in so many approximate searches of a history is repeated exactly, off the request's path; 0: none."""
+    drift_window: int = Field(50_000, ge=100)
+    """Scores a task that are compared with as many of the past."""
+    log_slow_ms: float = Field(1000, gt=0)
+    """Requests at least this slow have a line in the log; so have all that are refused or fail."""
+    log_sample: int = Field(1000, ge=0)
+    """One in so many other requests has a line too; 0: none."""
+    log_raw_users: bool = False
+    """Log ids of users instead of digests."""
 
 
 class RefreshConfig(_Section):

@@ -27,19 +27,23 @@ from ray.serve import Application
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from seminar.artifacts import Artifact
 from seminar.client import api
 from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve.engine import Engine
 from serve.explain import rank
 from serve.held import Held
+from serve.metrics import watch_replica
+from serve.observe import Observer, offering
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
 from serve.proposing import BundleProposer, Proposed, Wish
 from serve.routes import create_app
 from serve.rows import Live
-from serve.stages import LocalStages, StageResult, timed
+from serve.spans import in_thread, timed
+from serve.stages import LocalStages, StageResult
 
 BROADCAST_TIMEOUT_S = 60.0
 RETRY_S = 0.05
@@ -81,9 +85,10 @@ class Ingress:
     ) -> None:
         torch.set_num_threads(1)
         options = Options.parse(args)
-        stages = LocalStages() if gsu is None or esu is None else RemoteStages(gsu, esu)
-        proposals = None if proposer is None else RemoteProposals(proposer)
-        self.engine = Engine(options, options.open_history(), stages, proposals)
+        observer = watch_replica(options)
+        stages = LocalStages(observer) if gsu is None or esu is None else RemoteStages(gsu, esu, observer)
+        proposals = None if proposer is None else RemoteProposals(proposer, observer)
+        self.engine = Engine(options, options.open_history(), stages, proposals, observer)
         self._others = [handle for handle in (proposer, gsu, esu) if handle is not None]
 
     async def reconfigure(self, user_config: Any) -> None:
@@ -108,12 +113,12 @@ class Ingress:
 class RemoteStages:
     """GSU and ESU behind their own services."""
 
-    def __init__(self, gsu: DeploymentHandle, esu: DeploymentHandle) -> None:
-        self._gsu, self._esu = gsu, esu
+    def __init__(self, gsu: DeploymentHandle, esu: DeploymentHandle, observer: Observer) -> None:
+        self._gsu, self._esu, self._observer = gsu, esu, observer
 
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         folder = str(live.bundle.path)
-        with _in_our_words("GSU or ESU"):
+        with _in_our_words("GSU or ESU", self._observer):
             retrieved = self._gsu.retrieve.remote(folder, history, targets)
             return await self._esu.rank.remote(folder, targets, retrieved, explain_top)
 
@@ -124,11 +129,11 @@ class RemoteStages:
 class RemoteProposals:
     """The Proposer behind its own service."""
 
-    def __init__(self, proposer: DeploymentHandle) -> None:
-        self._proposer = proposer
+    def __init__(self, proposer: DeploymentHandle, observer: Observer) -> None:
+        self._proposer, self._observer = proposer, observer
 
     async def propose(self, live: Live, wish: Wish) -> Proposed:
-        with _in_our_words("Proposer"):
+        with _in_our_words("Proposer", self._observer):
             return await self._proposer.propose.remote(str(live.bundle.path), wish)
 
     async def hold(self, folder: Path, *, first: bool) -> None:
@@ -136,11 +141,12 @@ class RemoteProposals:
 
 
 @contextmanager
-def _in_our_words(what: str) -> Iterator[None]:
+def _in_our_words(what: str, observer: Observer) -> Iterator[None]:
     """Errors of a call to other deployments, as a client is told them."""
     try:
         yield
     except (BackPressureError, DeploymentUnavailableError) as error:
+        observer.rejected(what)
         full = isinstance(error, BackPressureError)
         got, expected = ("a full queue", "room") if full else ("no healthy replica", "at least one")
         fix = "retry in a moment, or raise max_replicas" if full else "retry in a moment, or look at `serve status`"
@@ -176,6 +182,7 @@ class Part(ABC, Generic[T]):
     def __init__(self, args: dict[str, Any]) -> None:
         torch.set_num_threads(1)
         self._options = Options.parse(args)
+        self._observer = watch_replica(self._options)
         self._thread = ThreadPoolExecutor(1, "work")
         self._held = Held(self._load)
         self._offered: str | None = None
@@ -200,13 +207,15 @@ class Part(ABC, Generic[T]):
         return _state(None if held is None else self._version(held), self._offers)
 
     async def _take(self, reference: str) -> None:
-        folder = str(self._options.bundle_folder(reference))
-        await self.hold(folder)
-        self._offered = folder
+        with offering(self._observer, reference) as taken:
+            folder = self._options.bundle_folder(reference)
+            await self.hold(str(folder))
+            self._offered = str(folder)
+            taken(Artifact.at(folder).manifest)
 
-    async def _timed(self, function: Any, *args: Any) -> Any:
+    async def _timed(self, stage: str, function: Any, *args: Any) -> Any:
         """The result, one request at a time, and the milliseconds it took."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, timed, function, *args)
+        return await in_thread(self._thread, timed, stage, function, *args)
 
 
 class Stage(Part[TwoStageScorer]):
@@ -215,12 +224,14 @@ class Stage(Part[TwoStageScorer]):
     async def retrieve(self, folder: str, history: ScoringHistory, targets: Targets) -> tuple[Retrieved, float]:
         """GSU, and the milliseconds it took."""
         scorer = await self._held.get(folder)
-        return await self._timed(scorer.retrieve, history, targets)
+        retrieved, took_ms = await self._timed("retrieve", scorer.retrieve, history, targets)
+        self._observer.retrieved(scorer, history, targets, retrieved)
+        return retrieved, took_ms
 
     async def rank(self, folder: str, targets: Targets, retrieved: tuple[Retrieved, float], explain_top: int) -> StageResult:
         """ESU and heads over what the GSU kept."""
         scorer = await self._held.get(folder)
-        scored, rank_ms = await self._timed(rank, scorer, targets, retrieved[0], explain_top)
+        scored, rank_ms = await self._timed("rank", rank, scorer, targets, retrieved[0], explain_top)
         return StageResult(scored, retrieved[1], rank_ms)
 
     def _load(self, folder: Path) -> TwoStageScorer:
@@ -235,7 +246,7 @@ class Proposer(Part[BundleProposer]):
 
     async def propose(self, folder: str, wish: Wish) -> Proposed:
         proposer = await self._held.get(folder)
-        return Proposed(*await self._timed(proposer.propose, wish))
+        return Proposed(*await self._timed("propose", proposer.propose, wish))
 
     def _load(self, folder: Path) -> BundleProposer:
         return self._options.load_proposer(folder)

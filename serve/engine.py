@@ -13,6 +13,7 @@ from typing import Any
 from seminar.artifacts import Artifact, Store
 from seminar.candidates.proposer import SOURCES
 from seminar.client import api
+from seminar.errors import UnknownUser
 from seminar.history.store import Event, HistoryStore, Imported, import_histories
 from seminar.schema import NONE
 from seminar.scorer import TwoStageScorer
@@ -20,11 +21,13 @@ from serve.answering import answer_fields, recommended
 from serve.catalogue import bundles_page, users_page
 from serve.explain import explanations
 from serve.explaining import Explainer
+from serve.observe import Observer, Silent, answered, offering
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
 from serve.rows import Live, history_page, prepare, prepare_recommend, query_name
-from serve.stages import Proposals, Stages, timed
+from serve.spans import in_thread, timed
+from serve.stages import Proposals, Stages
 
 CANDIDATES = 200
 """Ranked for a recommend request that does not say how many."""
@@ -34,8 +37,16 @@ SPLIT = "split the list over several requests"
 class Engine:
     """Everything an ingress does; it must `take` a bundle before the first request. proposals: none, and it only scores."""
 
-    def __init__(self, options: Options, store: HistoryStore, stages: Stages, proposals: Proposals | None = None) -> None:
+    def __init__(
+        self,
+        options: Options,
+        store: HistoryStore,
+        stages: Stages,
+        proposals: Proposals | None = None,
+        observer: Observer | None = None,
+    ) -> None:
         self.options, self.store, self.stages, self.proposals = options, store, stages, proposals
+        self.observer = observer or Silent()
         self.offers = Offers(self.take)
         self._live: Live | None = None
         self._explainer = Explainer(options, store)
@@ -53,26 +64,30 @@ class Engine:
 
     async def take(self, reference: str) -> None:
         """Load a bundle beside the one in use, then switch; raises, and changes nothing, if it must not be served."""
-        live = await self._run(self._load, reference)
-        parts = [part for part in (self.stages, self.proposals) if part is not None]
-        await asyncio.gather(*(part.hold(live.bundle.path, first=self._live is None) for part in parts))
-        self._live = live
+        with offering(self.observer, reference) as taken:
+            live = await self._run(self._load, reference)
+            parts = [part for part in (self.stages, self.proposals) if part is not None]
+            await asyncio.gather(*(part.hold(live.bundle.path, first=self._live is None) for part in parts))
+            self._live = live
+            taken(live.bundle.manifest)
 
     async def score(self, request: api.ScoreRequest) -> api.ScoreResponse:
         began = time.perf_counter()
         _limit("targets", len(request.targets), self.options.max_targets, SPLIT)
-        prepared, history_ms = await self._run(timed, prepare, self.live, self.store, request)
+        prepared, history_ms = await self._stored("history", prepare, self.live, self.store, request)
         explain_top = request.explain_top if request.explain else 0
         result = await self.stages.score(prepared.live, prepared.seen.history, prepared.targets, explain_top)
         bundle, scored = prepared.live.bundle, result.scored
         explanation = explanations(bundle, request, prepared.seen.history, scored) if request.explain else None
         total_ms = 1000 * (time.perf_counter() - began)
-        return api.ScoreResponse(
+        response = api.ScoreResponse(
             **answer_fields(request.user_id, prepared.live, prepared.seen, prepared.targets, scored),
             scores=scored.probability_T.tolist(),
             timings_ms=api.Timings(history=history_ms, retrieve=result.retrieve_ms, rank=result.rank_ms, total=total_ms),
             explanation=explanation,
         )
+        self.observer.answered(answered("/v1/score", response, scored.probability_T))
+        return response
 
     async def recommend(self, request: api.RecommendRequest) -> api.RecommendResponse:
         """Candidates of the bundle in use, scored as POST /v1/score scores them, the best of them with reasons."""
@@ -81,7 +96,7 @@ class Engine:
         proposals = self._proposals_of(live)
         count = request.candidates or max(request.n, min(CANDIDATES, most))
         _limit("n" if request.candidates is None else "candidates", count, most, "lower it, or raise serve.max_targets")
-        asked, history_ms = await self._run(timed, prepare_recommend, live, self.store, request, count)
+        asked, history_ms = await self._stored("history", prepare_recommend, live, self.store, request, count)
         proposed = await proposals.propose(live, asked.wish)
         targets = asked.targets(proposed.candidates.item_C)
         explain_top = request.n if request.because else 0
@@ -89,7 +104,7 @@ class Engine:
         scored, origin_CS = result.scored, proposed.candidates.origin_CS
         items = recommended(request, asked, proposed, scored)
         total_ms = 1000 * (time.perf_counter() - began)
-        return api.RecommendResponse(
+        response = api.RecommendResponse(
             **answer_fields(request.user_id, live, asked.seen, targets, scored),
             items=items,
             candidates=len(origin_CS),
@@ -102,6 +117,8 @@ class Engine:
                 total=total_ms,
             ),
         )
+        self.observer.answered(answered("/v1/recommend", response, scored.probability_T))
+        return response
 
     async def explain(self, request: api.ExplainRequest) -> api.ExplainResponse:
         """Why one target scores as it does, with the bundle in use or another published one."""
@@ -112,7 +129,8 @@ class Engine:
         _limit("events", len(request.events), self.options.max_events, SPLIT)
         bundle = self.live.bundle
         events = [Event(e.item_id, e.time_ms, query_name(bundle, e), e.event_id, e.request_id) for e in request.events]
-        added = await self._run(self.store.append, request.user_id, events)
+        added, took_ms = await self._stored("append", self.store.append, request.user_id, events)
+        self.observer.appended(added.accepted, added.duplicates, took_ms)
         return api.EventsResponse(
             user_id=request.user_id,
             accepted=added.accepted,
@@ -124,7 +142,8 @@ class Engine:
 
     async def history(self, user_id: str, limit: int) -> api.HistoryResponse:
         """A user's newest behaviours; UnknownUser if there is no such user."""
-        return await self._run(history_page, self.live, self.store, user_id, limit)
+        page, _ = await self._stored("page", history_page, self.live, self.store, user_id, limit)
+        return page
 
     async def users(self, prefix: str, limit: int) -> api.UsersResponse:
         """Users whose id begins with `prefix`."""
@@ -181,8 +200,18 @@ class Engine:
             import_for(self.options, scorer, self.store)
         return Live.of(scorer, self.store)
 
+    async def _stored(self, stage: str, function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+        """What a use of the store gives, and the milliseconds it took."""
+        try:
+            return await self._run(timed, stage, function, *args)
+        except (Refused, UnknownUser):
+            raise
+        except Exception:
+            self.observer.store_failed(stage)
+            raise
+
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
-        return await asyncio.get_running_loop().run_in_executor(self._io, function, *args)
+        return await in_thread(self._io, function, *args)
 
 
 def import_for(options: Options, scorer: TwoStageScorer, store: HistoryStore) -> Imported | None:

@@ -21,7 +21,7 @@ from serve.held import Held
 from serve.options import Options
 from serve.problems import Refused
 from serve.rows import Live, Prepared, prepare
-from serve.stages import timed
+from serve.spans import timed
 
 BESIDE = 1
 """Bundles kept beside the one in use."""
@@ -61,7 +61,7 @@ class Explainer:
         asked = api.ScoreRequest(
             user_id=request.user_id, targets=[request.target], task=request.task, time_ms=request.time_ms, explain=True
         )
-        prepared, history_ms = timed(prepare, live, self._store, asked, "target")
+        prepared, history_ms = timed("history", prepare, live, self._store, asked, "target")
         scorer = live.scorer.searching(request.retriever, request.top_k)
         found = _find(scorer, prepared)
         total_ms = 1000 * (time.perf_counter() - began)
@@ -75,8 +75,8 @@ class Explainer:
 def _find(scorer: TwoStageScorer, prepared: Prepared) -> Found:
     """Both stages as a score has them, and the exact relevance."""
     history, targets = prepared.seen.history, prepared.targets
-    retrieved, retrieve_ms = timed(scorer.retrieve, history, targets)
-    scored, rank_ms = timed(partial(scorer.rank, explain=True), targets, retrieved)
-    exact_TL, exact_ms = timed(scorer.relevance, history, targets)
+    retrieved, retrieve_ms = timed("retrieve", scorer.retrieve, history, targets)
+    scored, rank_ms = timed("rank", partial(scorer.rank, explain=True), targets, retrieved)
+    exact_TL, exact_ms = timed("exact", scorer.relevance, history, targets)
     assert scored.explanation is not None
     return Found(scored, scored.explanation, exact_TL[0].numpy(), retrieve_ms, rank_ms, exact_ms)

@@ -39,6 +39,16 @@ class Options(BaseModel):
     recommend: bool = True
     """POST /v1/recommend: the application has a deployment Proposer."""
     max_history_gib: float = Field(64.0, gt=0)
+    recall_sample: int = Field(100, ge=0)
+    """One in so many approximate searches of a history is repeated exactly, off the request's path; 0: none."""
+    drift_window: int = Field(50_000, ge=100)
+    """Scores a task that are compared with as many of the past."""
+    log_slow_ms: float = Field(1000, gt=0)
+    """Requests at least this slow have a line in the log; so have all that are refused or fail."""
+    log_sample: int = Field(1000, ge=0)
+    """One in so many other requests has a line too; 0: none."""
+    log_raw_users: bool = False
+    """Log ids of users instead of digests."""
     import_histories: bool = True
     """Load what the bundle's `pairs` artefact holds and the store does not: everything the first time, then what a later night
     brought. Turn it off where every behaviour comes through POST /v1/events."""

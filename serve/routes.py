@@ -9,6 +9,7 @@ from seminar.client import api
 from serve.engine import Engine
 from serve.guard import BodyLimit
 from serve.refusals import ERRORS, add_handlers
+from serve.watched import Watched
 
 
 class Service(Protocol):
@@ -33,6 +34,7 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
     app.include_router(_browsing(service))
     add_handlers(app)
     app.add_middleware(BodyLimit)
+    app.add_middleware(Watched, observer=lambda: service().engine.observer)
     return app
 
 

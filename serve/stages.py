@@ -1,19 +1,18 @@
 """Where GSU, ESU and candidates are worked out: in this process, or behind the same protocols in other services (`app.py`)."""
 
-import asyncio
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
 from serve.explain import rank
 from serve.held import Held
+from serve.observe import Observer, Silent
 from serve.options import Options
 from serve.proposing import Proposed, Wish
 from serve.rows import Live
+from serve.spans import in_thread, timed
 
 
 @dataclass(frozen=True)
@@ -53,21 +52,21 @@ class Proposals(Protocol):
 class LocalStages:
     """Both stages in this process, one request at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, observer: Observer | None = None) -> None:
         self._thread = ThreadPoolExecutor(1, "score")
+        self._observer = observer or Silent()
 
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, _score, live.scorer, history, targets, explain_top)
+        return await in_thread(self._thread, self._score, live.scorer, history, targets, explain_top)
 
     async def hold(self, folder: Path, *, first: bool) -> None:
         """The engine itself holds it."""
 
-
-def _score(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
-    retrieved, retrieve_ms = timed(scorer.retrieve, history, targets)
-    scored, rank_ms = timed(rank, scorer, targets, retrieved, explain_top)
-    return StageResult(scored, retrieve_ms, rank_ms)
+    def _score(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
+        retrieved, retrieve_ms = timed("retrieve", scorer.retrieve, history, targets)
+        self._observer.retrieved(scorer, history, targets, retrieved)
+        scored, rank_ms = timed("rank", rank, scorer, targets, retrieved, explain_top)
+        return StageResult(scored, retrieve_ms, rank_ms)
 
 
 class LocalProposals:
@@ -79,15 +78,7 @@ class LocalProposals:
 
     async def propose(self, live: Live, wish: Wish) -> Proposed:
         proposer = await self._held.get(str(live.bundle.path))
-        found = await asyncio.get_running_loop().run_in_executor(self._thread, timed, proposer.propose, wish)
-        return Proposed(*found)
+        return Proposed(*await in_thread(self._thread, timed, "propose", proposer.propose, wish))
 
     async def hold(self, folder: Path, *, first: bool) -> None:
         await self._held.get(str(folder))
-
-
-def timed(function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
-    """The result, and the milliseconds it took."""
-    began = time.perf_counter()
-    result = function(*args)
-    return result, 1000 * (time.perf_counter() - began)

@@ -22,6 +22,7 @@ from seminar.config import IndexConfig
 from seminar.schema import CTR, NONE, PSR
 from seminar.sequences import Histories, read_histories
 from serve.engine import Engine
+from serve.observe import Observer
 from serve.options import Options
 from serve.routes import create_app
 from serve.stages import LocalProposals, LocalStages
@@ -85,10 +86,10 @@ class Service:
 class open_service:
     """A service over `history`, as one process would run it."""
 
-    def __init__(self, world: World, history: Path, **args: Any) -> None:
+    def __init__(self, world: World, history: Path, observer: Observer | None = None, **args: Any) -> None:
         options = Options.parse({"workdir": str(world.store.root), "history": str(history), "max_history_gib": 0.1, **args})
         proposals = LocalProposals(options) if options.recommend else None
-        self.engine = Engine(options, options.open_history(), LocalStages(), proposals)
+        self.engine = Engine(options, options.open_history(), LocalStages(observer), proposals, observer)
         self.client = TestClient(create_app(lambda: InProcess(self.engine)))
 
     def __enter__(self) -> Service:

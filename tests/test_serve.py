@@ -17,6 +17,7 @@ from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
 from seminar.client import api
 from seminar.errors import ArtifactError, ConfigError, VersionMismatch
+from serve.observe import Silent
 from serve.options import Options
 from serve.problems import Refused
 from serve.routes import create_app
@@ -323,7 +324,7 @@ def test_stage_without_a_replica_is_503_and_its_damaged_bundle_keeps_its_sentenc
 
         failing, live = SimpleNamespace(remote=last), SimpleNamespace(bundle=SimpleNamespace(path=Path("bundle")))
         handle: Any = SimpleNamespace(retrieve=SimpleNamespace(remote=lambda *_: None), rank=failing, propose=failing)
-        call: Any = RemoteProposals(handle).propose if proposer else RemoteStages(handle, handle).score
+        call: Any = RemoteProposals(handle, Silent()).propose if proposer else RemoteStages(handle, handle, Silent()).score
         try:
             asyncio.run(call(live, *[None] * (1 if proposer else 3)))
         except Refused as refused:

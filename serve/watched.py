@@ -1,0 +1,54 @@
+"""ASGI middleware: keeps a `Record` of every HTTP request, names it by X-Request-Id, and reports both ends to the observer."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from serve.observe import CURRENT, Observer, Record
+
+HEADER = b"x-request-id"
+_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+class Watched:
+    """Outermost of the application's own layers. observer: found when a request comes, as the service is."""
+
+    def __init__(self, app: ASGIApp, observer: Callable[[], Observer]) -> None:
+        self._app, self._observer = app, observer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        observer, began = self._observer(), time.perf_counter()
+        record = Record(request_id_of(scope), scope["method"])
+        token = CURRENT.set(record)
+        observer.began()
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                headers = [(name, value) for name, value in message.get("headers", ()) if name.lower() != HEADER]
+                message["headers"] = [*headers, (HEADER, record.request_id.encode())]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        except BaseException as error:
+            record.error = error
+            raise
+        finally:
+            # The route is known once one has matched; what matches none is one label, whatever its path.
+            record.route = getattr(scope.get("route"), "path", "")
+            record.total_ms = 1000 * (time.perf_counter() - began)
+            CURRENT.reset(token)
+            observer.ended(record)
+
+
+def request_id_of(scope: Scope) -> str:
+    """The client's X-Request-Id, or Serve's; a new one where there is none, or one that no log should hold."""
+    given = next((value for name, value in scope["headers"] if name == HEADER), b"")
+    return given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex
