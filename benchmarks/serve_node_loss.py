@@ -3,7 +3,7 @@
     python -m benchmarks.serve_node_loss [--config configs/complete_journey.toml] [--workdir DIR] [--events 100000]
 
 Four hosts on this machine (`benchmarks/hosts.py`): a Redis that keeps the histories, and three Ray nodes with one ingress replica
-and one proxy each. When half of the events are acknowledged one node's network is cut, so that its peers see silence and not closed
+and one proxy each. When half of the events are acknowledged one node's network is cut, so that its peers see silence, not closed
 connections, and all its processes are killed with SIGKILL. Clients know the three addresses, as a load balancer would, and go to
 the next one when one fails; an event is sent again with the same event_id until somebody acknowledges it. At the end the store
 is read, and every acknowledged event must be there exactly once. Needs Linux, root, iproute2 and redis-server.
