@@ -18,6 +18,7 @@ from seminar.history.store import Event, HistoryStore, Imported, import_historie
 from seminar.schema import NONE
 from seminar.scorer import TwoStageScorer
 from serve.answering import answer_fields, recommended
+from serve.aside import aside
 from serve.catalogue import bundles_page, users_page
 from serve.explain import explanations
 from serve.explaining import Explainer
@@ -65,7 +66,7 @@ class Engine:
     async def take(self, reference: str) -> None:
         """Load a bundle beside the one in use, then switch; raises, and changes nothing, if it must not be served."""
         with offering(self.observer, reference) as taken:
-            live = await self._run(self._load, reference)
+            live = await aside(self._load, reference)
             parts = [part for part in (self.stages, self.proposals) if part is not None]
             await asyncio.gather(*(part.hold(live.bundle.path, first=self._live is None) for part in parts))
             self._live = live

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from serve.aside import aside
+
 HELD = 2
 """Bundles kept: the one in use and the one that requests in flight began with."""
 
@@ -27,8 +29,7 @@ class Held(Generic[T]):
         if folder not in self._of:
             async with self._loading:
                 if folder not in self._of:
-                    # Not on the thread that serves: requests go on while it loads.
-                    self._of[folder] = await asyncio.to_thread(self._load, Path(folder))
+                    self._of[folder] = await aside(self._load, Path(folder))
                     while len(self._of) > self._most:
                         self._of.popitem(last=False)
         self._of.move_to_end(folder)
