@@ -418,7 +418,7 @@ class ServeConfig(_Section):
     recommend: bool = True
     """POST /v1/recommend, by a deployment of its own, where the bundle has an item index (`seminar build-index`)."""
     history: Path | None = None
-    """LMDB folder; none: <workdir>/history."""
+    """LMDB folder, for a service on one node; none: <workdir>/history."""
     max_history_gib: float = Field(64.0, gt=0)
     """Size limit of the LMDB map (address space, not memory)."""
     recall_sample: int = Field(100, ge=0)
@@ -431,6 +431,22 @@ class ServeConfig(_Section):
     """One in so many other requests has a line too; 0: none."""
     log_raw_users: bool = False
     """Log ids of users instead of digests."""
+    history_url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://")
+    """A Redis or Valkey server instead, for a service on several nodes: redis://host:port/db, rediss:// (TLS) or unix://. Its
+    password better comes from the environment, SEMINAR_HISTORY_PASSWORD. Extra `redis`."""
+    history_durability: Literal["always", "everysec", "server"] = "always"
+    """What the server must be set up for, checked at every connection. always: a behaviour is on its disk before the answer.
+    everysec: what the last second or two brought may be lost when its machine fails. server: not checked."""
+    history_replicas: int = Field(0, ge=0, le=16)
+    """Replicas of the server that must have received a behaviour before the answer."""
+    history_timeout_s: float = Field(5.0, gt=0, le=60)
+    """Of connecting to the server and of each of its answers; after it 503."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "ServeConfig":
+        if self.history is not None and self.history_url is not None:
+            raise ValueError("history (a folder) and history_url (a server) are two places for one thing: set one of them")
+        return self
 
 
 class RefreshConfig(_Section):

@@ -4,12 +4,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from seminar.artifacts import Store
 from seminar.bundle import Bundle
 from seminar.errors import ArtifactError, ConfigError, explain
-from seminar.history.lmdb_store import LMDBHistoryStore
+from seminar.history.opening import open_histories
+from seminar.history.store import Durability, HistoryStore
 from seminar.history_search import key_space
 from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, NONE
@@ -26,6 +27,11 @@ class Options(BaseModel):
     """Root of all artefacts, readable on every node."""
     history: str | None = None
     """LMDB folder, on a disk of the node; none: <workdir>/history."""
+    history_url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://")
+    """Histories on a Redis or Valkey server instead; `ServeConfig` says more."""
+    history_durability: Durability = "always"
+    history_replicas: int = Field(0, ge=0, le=16)
+    history_timeout_s: float = Field(5.0, gt=0, le=60)
     topology: Literal["fused", "split"] = "fused"
     retriever: Literal["auto", "exact", "merged", "int8", "pq"] = "auto"
     overfetch: float | None = Field(None, ge=1, le=64)
@@ -80,8 +86,15 @@ class Options(BaseModel):
         """Load, check and warm up what a bundle proposes with, without its scorer; ArtifactError or VersionMismatch."""
         return BundleProposer(published(folder))
 
-    def open_history(self) -> LMDBHistoryStore:
-        return LMDBHistoryStore(self.history or Path(self.workdir) / "history", self.max_history_gib)
+    @model_validator(mode="after")
+    def _one_place(self) -> "Options":
+        if self.history is not None and self.history_url is not None:
+            raise ValueError("history or history_url, not both")
+        return self
+
+    def open_history(self) -> HistoryStore:
+        """The store of histories; StoreUnavailable if it is on a server that is away or not set up to keep them."""
+        return open_histories(self, Path(self.history or Path(self.workdir) / "history"))
 
 
 def _try_out(scorer: TwoStageScorer) -> None:

@@ -11,7 +11,7 @@ from starlette.exceptions import HTTPException
 
 from seminar.client import api
 from seminar.errors import ArtifactError, SeminarError, UnknownUser
-from seminar.history.store import HistoryFull
+from seminar.history.store import HistoryFull, StoreUnavailable
 from serve.problems import Refused, problems_of
 
 MAX_PROBLEMS = 10
@@ -24,11 +24,11 @@ ERRORS: dict[int, dict[str, Any]] = {
     409: {"model": api.ErrorResponse, "description": "No item index in the bundle (`seminar build-index`), or no Proposer."},
     413: {"model": api.ErrorResponse, "description": "More targets, candidates, events or bytes than the service takes at once."},
     422: {"model": api.ErrorResponse, "description": "A malformed request, or an item or query id that the bundle lacks."},
-    503: {"model": api.ErrorResponse, "description": "Overloaded, no bundle yet, or one that is damaged."},
+    503: {"model": api.ErrorResponse, "description": "Overloaded, no bundle yet or a damaged one, or the history store is away."},
     500: {"model": api.ErrorResponse, "description": "A bug in the service; its log says more."},
     507: {"model": api.ErrorResponse, "description": "The history store is full; nothing was stored."},
 }
-_STATUS = {UnknownUser: 404, HistoryFull: 507, ArtifactError: 503}
+_STATUS = {UnknownUser: 404, HistoryFull: 507, ArtifactError: 503, StoreUnavailable: 503}
 
 
 @dataclass(frozen=True)

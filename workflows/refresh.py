@@ -18,7 +18,7 @@ from seminar.artifacts import Artifact, Store, write_atomically
 from seminar.bundle import Bundle
 from seminar.config import Settings
 from seminar.errors import ArtifactError, ConfigError, explain
-from seminar.history.lmdb_store import LMDBHistoryStore
+from seminar.history.opening import open_histories
 from seminar.history.store import import_histories
 from seminar.nightly.ledger import STEPS, Ledger, NightFailed, name_of_night, night_lock
 from seminar.nightly.night_report import render
@@ -179,9 +179,9 @@ class Night:
         """Behaviours of the log that the serving history store lacks: those newer than each user's newest."""
         config = self.settings.serve
         folder = config.history or self.settings.workdir / "history"
-        if not (folder / "data.mdb").is_file():
+        if config.history_url is None and not (folder / "data.mdb").is_file():
             return {"skipped": "no history store on this machine; the service's own comes by POST /v1/events"}
-        history = LMDBHistoryStore(folder, config.max_history_gib)
+        history = open_histories(config, folder)
         try:
             return vars(import_histories(history, self.candidate.made("pairs")))
         finally:

@@ -1,1 +1,1 @@
-"""User histories that outlive any bundle: one protocol, an LMDB store."""
+"""User histories that outlive any bundle: one protocol, a store on a node's disk (LMDB) and one on a server (Redis, Valkey)."""

@@ -4,19 +4,31 @@ The order is that of `seminar/data/pairs.py`: requests by the time of their firs
 """
 
 import struct
-from collections.abc import Hashable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import fields, replace
 
 import numpy as np
 from jaxtyping import Int32, Int64
 from numpy import ndarray
 
-from seminar.history.store import UserHistory
+from seminar.history.store import Event, Kind, UserHistory
 from seminar.schema import NONE
 from seminar.sequences import Histories
 
 _START = struct.Struct("<q")
 _BYTES_PER_BEHAVIOUR = 20
+Intern = Callable[[Kind, Sequence[str]], Int32[ndarray, " N"]]
+
+
+def arrange(events: Sequence[Event], intern: Intern, next_request: int) -> UserHistory:
+    """Events as columns in their final order, requests numbered from `next_request` by the time of their first event."""
+    item = intern("items", [e.item_id for e in events])
+    queried = [i for i, e in enumerate(events) if e.query is not None]
+    query = np.full(len(events), NONE, np.int32)
+    query[queried] = intern("queries", [events[i].query or "" for i in queried])
+    time_ms = np.array([e.time_ms for e in events], np.int64)
+    request = number_requests([e.request_id or e.time_ms for e in events], time_ms) + np.int32(next_request)
+    return UserHistory(item, query, time_ms, request)[np.lexsort((time_ms, request))]
 
 
 def number_requests(groups: Sequence[Hashable], time_ms: Int64[ndarray, " L"]) -> Int32[ndarray, " L"]:
@@ -60,11 +72,19 @@ def begun_at(packed: bytes) -> int:
     return _START.unpack_from(packed)[0]
 
 
-def columns_of(histories: Histories, row: int) -> UserHistory:
-    """One user of a shard."""
+def newer_rows(histories: Histories, row: int, newest_ms: int, next_request: int) -> UserHistory:
+    """What one user of a shard has after `newest_ms`, its requests numbered from `next_request`."""
     span = histories.span(row)
     item, query, request = (c[span].astype(np.int32) for c in (histories.item, histories.query, histories.request))
-    return UserHistory(item, query, histories.time_ms[span].astype(np.int64), request)
+    rows = UserHistory(item, query, histories.time_ms[span].astype(np.int64), request)
+    rows = rows[rows.time_ms_L > newest_ms]
+    return replace(rows, request_L=rows.request_L - rows.request_L[:1] + np.int32(next_request))
+
+
+def renumber(history: UserHistory) -> UserHistory:
+    """The same with requests numbered 0, 1, ... in their order."""
+    opens = np.diff(history.request_L, prepend=history.request_L[:1]) != 0
+    return replace(history, request_L=np.cumsum(opens, dtype=np.int32))
 
 
 def concatenate(parts: Sequence[UserHistory]) -> UserHistory:

@@ -9,11 +9,13 @@ An append rewrites the last chunk, not the history; a late event rewrites the ch
 memory, so the folder must be on a local disk, never on a network mount. Every commit is an fsync.
 """
 
+import fcntl
 import hashlib
 import struct
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import lmdb
@@ -21,9 +23,9 @@ import numpy as np
 from jaxtyping import Int, Int32
 from numpy import ndarray
 
-from seminar.errors import ArtifactError, UnknownUser, explain
-from seminar.history.chunks import begun_at, columns_of, concatenate, merge, number_requests, pack, unpack
-from seminar.history.store import Appended, Event, HistoryFull, Imported, Kind, StoredUser, UserHistory
+from seminar.errors import ArtifactError, explain
+from seminar.history.chunks import arrange, begun_at, concatenate, merge, newer_rows, pack, renumber, unpack
+from seminar.history.store import Appended, Event, HistoryFull, Imported, Kind, StoredUser, UserHistory, unknown_user
 from seminar.schema import NONE
 from seminar.sequences import Histories
 
@@ -74,7 +76,7 @@ class LMDBHistoryStore:
             user = self._find(txn, user_id) or _User(txn.stat(self._db["users"])["entries"])
             fresh = [event for event in events if self._first_seen(txn, user.number, event.event_id)]
             if fresh:
-                user = self._insert(txn, user, self._encode(txn, fresh, user.next_request))
+                user = self._insert(txn, user, arrange(fresh, partial(self._intern, txn), user.next_request))
                 self._put_user(txn, user_id, user)
             return Appended(len(fresh), len(events) - len(fresh), user.length)
 
@@ -83,12 +85,8 @@ class LMDBHistoryStore:
         with self._env.begin(buffers=True) as txn:
             user = self._find(txn, user_id)
             if user is None:
-                raise UnknownUser(
-                    explain(f"user {user_id!r}", got="no history", expected="a known user", fix="POST /v1/events first")
-                )
-            history = self._chunks(txn, user, 0)
-        opens = np.diff(history.request_L, prepend=history.request_L[:1]) != 0
-        return replace(history, request_L=np.cumsum(opens, dtype=np.int32))
+                raise unknown_user(user_id)
+            return renumber(self._chunks(txn, user, 0))
 
     def version(self, user_id: str) -> bytes | None:
         """The user's record: every append that adds something raises its number of requests."""
@@ -132,9 +130,7 @@ class LMDBHistoryStore:
                 user = self._find(txn, user_id)
                 users += user is None
                 user = user or _User(txn.stat(self._db["users"])["entries"])
-                new = columns_of(histories, row)
-                new = new[new.time_ms_L > user.newest_ms]
-                new = replace(new, request_L=new.request_L - new.request_L[:1] + np.int32(user.next_request))
+                new = newer_rows(histories, row, user.newest_ms, user.next_request)
                 if len(new):
                     user = self._insert(txn, user, new)
                 behaviours += len(new)
@@ -150,6 +146,13 @@ class LMDBHistoryStore:
         """Remember that every behaviour of a `pairs` artefact is here."""
         with self._write() as txn:
             txn.put(f"imported {version}".encode(), b"", db=self._db["meta"])
+
+    @contextmanager
+    def import_lock(self) -> Iterator[None]:
+        """A `flock`: the kernel drops it when its process ends, however it ends."""
+        with (self.path / "import.lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
     @contextmanager
     def _write(self) -> Iterator[lmdb.Transaction]:
@@ -185,16 +188,6 @@ class LMDBHistoryStore:
             return True
         digest = hashlib.blake2b(_LOCAL.pack(user) + event_id.encode(), digest_size=20).digest()
         return txn.put(digest, b"", overwrite=False, db=self._db["events"])
-
-    def _encode(self, txn: lmdb.Transaction, events: Sequence[Event], next_request: int) -> UserHistory:
-        """Events as columns in their final order, requests numbered from `next_request` by the time of their first event."""
-        item = self._intern(txn, "items", [e.item_id for e in events])
-        queried = [i for i, e in enumerate(events) if e.query is not None]
-        query = np.full(len(events), NONE, np.int32)
-        query[queried] = self._intern(txn, "queries", [events[i].query or "" for i in queried])
-        time_ms = np.array([e.time_ms for e in events], np.int64)
-        request = number_requests([e.request_id or e.time_ms for e in events], time_ms) + np.int32(next_request)
-        return UserHistory(item, query, time_ms, request)[np.lexsort((time_ms, request))]
 
     def _insert(self, txn: lmdb.Transaction, user: _User, new: UserHistory) -> _User:
         """Merge ordered rows of new requests into the chunks from their place on."""

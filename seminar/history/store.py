@@ -1,11 +1,12 @@
 """Histories of served users: what a store promises, its vocabulary, and the way from store-local ids to a bundle's rows.
 
 A store interns ids to small local numbers, so a history outlives every bundle and costs 20 bytes a behaviour; `CatalogueRows`
-translates for the bundle in use. The embedded implementation is `seminar/history/lmdb_store.py`.
+translates for the bundle in use. `seminar/history/lmdb_store.py` keeps them on a node's disk, `redis_store.py` on a server.
 """
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, runtime_checkable
 
@@ -15,14 +16,20 @@ from jaxtyping import Bool, Int, Int32, Int64
 from numpy import ndarray
 
 from seminar.artifacts import Artifact
-from seminar.errors import SeminarError
+from seminar.errors import SeminarError, UnknownUser, explain
 from seminar.schema import NONE
 from seminar.sequences import Histories, read_histories
 
 Kind = Literal["items", "queries"]
+Durability = Literal["always", "everysec", "server"]
+"""What a server must promise: a write is on its disk before the answer; a second or two later; or whatever it is set up for."""
 
 FREE_TEXT = "\x1f"
 """Marks the stored name of a query that was given as text: FREE_TEXT + normalised text; no id may begin with it."""
+
+
+class StoreUnavailable(SeminarError):
+    """The store cannot be reached or relied on now; what was being written may be stored or not, and an event id tells."""
 
 
 class HistoryFull(SeminarError):
@@ -142,7 +149,16 @@ class HistoryStore(Protocol):
 
     def set_imported(self, version: str) -> None: ...
 
+    def import_lock(self) -> AbstractContextManager[None]:
+        """One holder at a time, whatever process or node it runs in; the others wait. A holder that died holds it no longer."""
+        ...
+
     def close(self) -> None: ...
+
+
+def unknown_user(user_id: str) -> UnknownUser:
+    """The error of a user without a history."""
+    return UnknownUser(explain(f"user {user_id!r}", got="no history", expected="a known user", fix="POST /v1/events first"))
 
 
 class CatalogueRows:
@@ -171,10 +187,17 @@ class CatalogueRows:
 def import_histories(store: HistoryStore, pairs: Artifact) -> Imported:
     """Load every behaviour of a `pairs` artefact, once: a later night's artefact adds only what is newer, a killed run goes on.
 
-    Price: about a second a million behaviours; memory is one shard.
+    Of several replicas that start together one loads and the others wait. Price: about a second a million behaviours; memory is
+    one shard.
     """
-    if store.has_imported(pairs.version):
-        return Imported(0, 0)
+    if not store.has_imported(pairs.version):
+        with store.import_lock():
+            if not store.has_imported(pairs.version):
+                return _import(store, pairs)
+    return Imported(0, 0)
+
+
+def _import(store: HistoryStore, pairs: Artifact) -> Imported:
     items, queries = (_intern_column(store, pairs, kind) for kind in ("items", "queries"))
     users = behaviours = 0
     for name in sorted(n for n in pairs.manifest.files if n.startswith("shards/")):
