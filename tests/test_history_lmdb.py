@@ -1,10 +1,5 @@
-"""The LMDB store's own promises: speed, size, format, and what is left when writers are killed. What all stores promise is in
-test_history_contract.py."""
+"""The LMDB store's own promises: speed, size, format. What all stores promise is in test_history_contract.py."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,42 +80,3 @@ def test_other_format_is_refused_with_both_sides(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr("seminar.history.lmdb_store.FORMAT", b"2")
     with pytest.raises(ArtifactError, match="got format 1, expected format 2"):
         LMDBHistoryStore(tmp_path / "h", max_gib=0.01)
-
-
-WRITER = """
-import sys
-from seminar.history.store import Event
-from seminar.history.lmdb_store import LMDBHistoryStore
-store = LMDBHistoryStore(sys.argv[1], max_gib=0.25)
-for n in range(10**9):
-    done = store.append(sys.argv[2], [Event(f"i{n}-{k}", 10**12 + n, event_id=f"{n}-{k}") for k in range(7)])
-    print(done.length, flush=True)
-"""
-
-
-def test_two_killed_writers_lose_nothing_they_were_told_is_stored(tmp_path: Path) -> None:
-    path = tmp_path / "history"
-    reader = LMDBHistoryStore(path, max_gib=0.25)
-    writers = [
-        subprocess.Popen([sys.executable, "-c", WRITER, str(path), user], stdout=subprocess.PIPE, text=True) for user in "uv"
-    ]
-    told = {}
-    for user, writer in zip("uv", writers, strict=True):
-        assert writer.stdout is not None
-        told[user] = [int(writer.stdout.readline()) for _ in range(50)][-1]
-        assert len(reader.read(user)) >= told[user]
-    for writer in writers:
-        os.kill(writer.pid, signal.SIGKILL)
-        writer.wait()
-    for user, writer in zip("uv", writers, strict=True):
-        assert writer.stdout is not None
-        told[user] = max([told[user], *(int(line) for line in writer.stdout.read().split("\n")[:-1])])
-    reader.close()
-    store = LMDBHistoryStore(path, max_gib=0.25)
-    for user, length in told.items():
-        history = store.read(user)
-        assert len(history) >= length
-        assert len(history) % 7 == 0
-        assert items_of(store, history)[:8] == [*(f"i0-{k}" for k in range(7)), "i1-0"]
-    assert store.append("u", [Event("after", 2 * 10**12)]).accepted == 1
-    store.close()
