@@ -7,6 +7,7 @@ catalogue tables, codes and codebooks. Assembling and loading both refuse codes 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from seminar.artifacts import Artifact, Manifest, Store
-from seminar.channels import ChannelEncoder, UnitTables, unit_tables
+from seminar.channels import ChannelEncoder, UnitTables, VectorTables, unit_tables
 from seminar.codes.codebook import CatalogueCodes, Codebooks, Stamp, load_codes
 from seminar.config import ModelConfig
+from seminar.content import FILE as CONTENT_FILE
+from seminar.content import ItemContents
 from seminar.errors import ArtifactError, explain
 from seminar.heads import CatalogueStats
 from seminar.ranker import Ranker, load_ranker, serving_ranker
@@ -66,6 +69,22 @@ class Bundle:
         """Whether it has an item index, so that it can also say what to rank."""
         return "index" in self.manifest.inputs
 
+    @cached_property
+    def item_contents(self) -> ItemContents:
+        """What makes vectors of items outside the catalogue; ArtifactError for a bundle of an earlier release."""
+        Artifact(self.path, self.manifest).file(CONTENT_FILE)
+        return ItemContents.load(self.path)
+
+    def unseen_row(self, category: str | None) -> int:
+        """The row of the heads' tables that stands for an unseen item of a category, or of none or an unknown one."""
+        return len(self.item_ids) + 1 + (NONE if category is None else self._category_numbers.get(category, NONE))
+
+    @cached_property
+    def _category_numbers(self) -> dict[str, int]:
+        names = pq.read_table(self.path / "items.parquet", columns=["category"])["category"].to_pylist()
+        numbers = self.ranker.heads.category_index[: len(names)].tolist()
+        return {name: number for name, number in zip(names, numbers, strict=True) if name is not None and number != NONE}
+
     @property
     def text_encoder(self) -> str:
         """Name of the encoder that makes vectors of unseen query texts."""
@@ -107,7 +126,7 @@ class Bundle:
             path=path,
             manifest=artifact.manifest,
             config=config,
-            ranker=serving_ranker(config, units, stats, load_file(artifact.file("model.safetensors"))),
+            ranker=serving_ranker(config, units, stats.with_unseen(), load_file(artifact.file("model.safetensors"))),
             units=units,
             codebooks=codebooks,
             codes=codes,
@@ -147,6 +166,7 @@ def assemble(
         "model": model.manifest.config["model"],
         "psu_fingerprint": fingerprint,
         "text_encoder": vectors.manifest.config["text_encoder"],
+        "files": [CONTENT_FILE],
     }
     inputs = {"model": model, "codebooks": codebooks, "pairs": pairs, "vectors": vectors}
     inputs |= {} if index is None else {"index": index}
@@ -160,6 +180,7 @@ def assemble(
         state = {k: v.contiguous() for k, v in ranker.state_dict().items() if not k.startswith("channels.")}
         save_file(state, draft.path / "model.safetensors")
         (draft.path / "codebooks.safetensors").write_bytes(codebooks.file("codebooks.safetensors").read_bytes())
+        ItemContents.of(encoder, VectorTables.load(vectors)).save(draft.path)
         if index is not None:
             (draft.path / PROPOSER).mkdir(exist_ok=True)
             for name in index.manifest.files:

@@ -248,6 +248,10 @@ class UnitTables:
     query_unit: Float[Tensor, "Q d"]
     query_present: Bool[Tensor, " Q"]
 
+    @property
+    def num_queries(self) -> int:
+        return len(self.query_unit)
+
     def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Float[Tensor, "N 3 d"], Bool[Tensor, "N 3"]]:
         return self.item_unit.index_select(0, rows), self.item_present.index_select(0, rows)
 
@@ -259,10 +263,33 @@ class UnitTables:
 
 
 @dataclass(frozen=True)
+class WithUnseenItems:
+    """A channel source whose item rows beyond the catalogue are given vectors."""
+
+    base: UnitTables
+    unit_X3d: Float[Tensor, "X 3 d"]
+    present_X3: Bool[Tensor, "X 3"]
+
+    @property
+    def num_queries(self) -> int:
+        return self.base.num_queries
+
+    def unit_items(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        first = len(self.base.item_unit)
+        unit, present = self.base.unit_items(rows.clamp_max(first - 1))
+        unseen, row = rows >= first, (rows - first).clamp_min(0)
+        unit = torch.where(unseen[:, None, None], self.unit_X3d[row], unit)
+        return unit, torch.where(unseen[:, None], self.present_X3[row], present)
+
+    def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
+        return self.base.unit_queries(rows)
+
+
+@dataclass(frozen=True)
 class WithUnseenQueries:
     """A channel source whose query rows beyond the catalogue are given vectors."""
 
-    base: UnitTables
+    base: UnitTables | WithUnseenItems
     unseen_Xd: Tensor
     used: bool
 
@@ -270,7 +297,7 @@ class WithUnseenQueries:
         return self.base.unit_items(rows)
 
     def unit_queries(self, rows: Int[Tensor, " N"]) -> tuple[Tensor, Tensor]:
-        first = len(self.base.query_unit)
+        first = self.base.num_queries
         unit, present = self.base.unit_queries(torch.where(rows < first, rows, -1))
         unseen = (rows >= first) & self.used
         unit = torch.where(unseen[:, None], self.unseen_Xd[(rows - first).clamp_min(0)], unit)

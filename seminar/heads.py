@@ -5,7 +5,7 @@ Models that are compared share this part, so a difference between them is one of
 """
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -49,6 +49,18 @@ class CatalogueStats:
         members = torch.zeros(size).index_add_(0, slots, torch.ones_like(count))
         weekly = decayed_counts(tables.week_offsets, tables.week, tables.week_count)
         return cls(category, count, (total / members.clamp_min(1))[slots], count.sum(), *weekly)
+
+    def with_unseen(self) -> "CatalogueStats":
+        """With rows behind the catalogue's for items that nobody ever took: first one without a category, then one of each."""
+        category = torch.arange(-1, (int(self.category_index.max()) if len(self.category_index) else -1) + 1)
+        mean = torch.zeros(len(category))
+        mean[self.category_index + 1] = self.category_mean
+        return replace(
+            self,
+            category_index=torch.cat([self.category_index, category]),
+            train_count=torch.cat([self.train_count, torch.zeros(len(category))]),
+            category_mean=torch.cat([self.category_mean, mean]),
+        )
 
 
 class Heads(nn.Module):

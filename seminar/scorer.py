@@ -17,8 +17,10 @@ from torch import Tensor
 
 from seminar.batching import Batch, hour_of_week, hours_since
 from seminar.bundle import Bundle
-from seminar.channels import ChannelSource, WithUnseenQueries, encode_pairs
+from seminar.channels import ChannelSource, WithUnseenItems, WithUnseenQueries, encode_pairs
+from seminar.content import Content, UnseenItems
 from seminar.embedding import TextEncoder, open_text_encoder
+from seminar.embedding.text import TEXT_ENCODERS
 from seminar.encoded import Encoded
 from seminar.history_search import HistoryKeys, HistorySearch
 from seminar.ranker import Ranked
@@ -41,13 +43,24 @@ class ScoringHistory:
 
 @dataclass(frozen=True)
 class Targets:
-    """T candidates of one request. query_T: catalogue row, -1 none, or num_queries + i for row i of `unseen_Xd`."""
+    """T candidates of one request. query_T: catalogue row, -1 none, or num_queries + i for row i of `unseen_Xd`.
+
+    item_T: catalogue row, or num_items + i for row i of `unseen_items`.
+    """
 
     item_T: Int[ndarray, " T"]
     query_T: Int[ndarray, " T"]
     task: int
     time_ms: int
     unseen_Xd: Float[ndarray, "X d"] | None = None
+    unseen_items: UnseenItems | None = None
+
+    def heads_row(self, num_items: int) -> Int[ndarray, " T"]:
+        """Each item's row in the heads' tables."""
+        if self.unseen_items is None:
+            return self.item_T
+        stand_in_X, row_T = self.unseen_items.stand_in_X, self.item_T - num_items
+        return np.where(row_T < 0, self.item_T, stand_in_X[np.maximum(row_T, 0)])
 
 
 @dataclass(frozen=True)
@@ -112,7 +125,7 @@ class TwoStageScorer:
     def retrieve(self, history: ScoringHistory, targets: Targets) -> Retrieved:
         """GSU: the top-K of the whole history for each target."""
         ranker, config = self.bundle.ranker, self.bundle.config
-        batch = _batch(history, targets, len(history.item_L), history.time_ms_L)
+        batch = self._batch(history, targets, len(history.item_L))
         top, choice = self.history_search.top_k(history, self._probe(targets), config.top_k)
         kept, relevance = top.index_TK.numpy(), top.relevance_TK.numpy()
         length = len(history.item_L)
@@ -135,8 +148,9 @@ class TwoStageScorer:
         """ESU and head over what was kept."""
         ranker = self.bundle.ranker
         kept = ScoringHistory(retrieved.item_U, retrieved.query_U, retrieved.time_ms_U)
-        batch = _batch(kept, targets, retrieved.total_length, retrieved.time_ms_U)
-        encoded = ranker.encode(batch, self._source(targets))
+        batch = self._batch(kept, targets, retrieved.total_length)
+        as_named = replace(batch, item_BT=torch.from_numpy(targets.item_T)[None])
+        encoded = ranker.encode(as_named, self._source(targets))
         kept_BTK = torch.from_numpy(retrieved.kept_TK)[None]
         cross_BTF, pooled_BSd = (torch.from_numpy(part)[None] for part in (retrieved.cross_TF, retrieved.pooled_Sd))
         ranked = ranker.rank(batch, encoded, kept_BTK, cross_BTF, pooled_BSd)
@@ -168,10 +182,21 @@ class TwoStageScorer:
 
     def unseen_queries(self, texts: Sequence[str]) -> Float[ndarray, "X d"]:
         """Unit query-channel vectors of texts outside the catalogue, by the text encoder the bundle was trained with."""
+        vectors = torch.from_numpy(self._texts().encode(list(texts))).float() @ self.bundle.project_query
+        return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+    def unseen_items(self, items: Sequence[Content]) -> UnseenItems:
+        """Items outside the catalogue by their content; ArtifactError for a bundle of an earlier release."""
+        bundle = self.bundle
+        texts = any(item.text for item in items) and bundle.text_encoder in TEXT_ENCODERS
+        unit_X3d, present_X3 = bundle.item_contents.encode(items, bundle.config.channels, self._texts() if texts else None)
+        stand_in_X = np.array([bundle.unseen_row(item.category) for item in items], np.int64)
+        return UnseenItems(unit_X3d.numpy(), present_X3.numpy(), stand_in_X)
+
+    def _texts(self) -> TextEncoder:
         if self._text_encoder is None:
             self._text_encoder = open_text_encoder(self.bundle.text_encoder)
-        vectors = torch.from_numpy(self._text_encoder.encode(list(texts))).float() @ self.bundle.project_query
-        return torch.nn.functional.normalize(vectors, dim=-1).numpy()
+        return self._text_encoder
 
     def _probe(self, targets: Targets) -> Probe:
         gsu, rows = self.bundle.ranker.gsu, (torch.from_numpy(targets.item_T), torch.from_numpy(targets.query_T))
@@ -179,10 +204,19 @@ class TwoStageScorer:
         return gsu.probe(gsu.merged(encoded_T), encoded_T.gate_logit_NM)
 
     def _source(self, targets: Targets) -> ChannelSource:
+        source = self.bundle.units
+        if targets.unseen_items is not None:
+            columns = targets.unseen_items.unit_X3d, targets.unseen_items.present_X3
+            source = WithUnseenItems(source, *map(torch.from_numpy, columns))
         if targets.unseen_Xd is None:
-            return self.bundle.units
+            return source
         used = "query" in self.bundle.config.channels
-        return WithUnseenQueries(self.bundle.units, torch.from_numpy(targets.unseen_Xd), used)
+        return WithUnseenQueries(source, torch.from_numpy(targets.unseen_Xd), used)
+
+    def _batch(self, history: ScoringHistory, targets: Targets, total_length: int) -> Batch:
+        """Unseen items as the heads know them."""
+        known = replace(targets, item_T=targets.heads_row(len(self.bundle.item_ids)))
+        return _batch(history, known, total_length, history.time_ms_L)
 
     def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]

@@ -66,7 +66,8 @@ class Catalogue:
 
     @cached_property
     def _order(self) -> Int[ndarray, " I"]:
-        return np.argsort(-self._bundle.ranker.heads.train_count.numpy(), kind="stable")
+        taken = self._bundle.ranker.heads.train_count.numpy()[: len(self._bundle.item_ids)]
+        return np.argsort(-taken, kind="stable")
 
 
 def users_page(store: HistoryStore, prefix: str, limit: int) -> api.UsersResponse:

@@ -8,6 +8,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from seminar.artifacts import Artifact, Store
@@ -19,6 +20,7 @@ from seminar.schema import NONE
 from seminar.scorer import TwoStageScorer
 from serve.answering import answer_fields, recommended
 from serve.aside import aside
+from serve.batch import each_alone
 from serve.catalogue import bundles_page, users_page
 from serve.explain import explanations
 from serve.explaining import Explainer
@@ -73,9 +75,19 @@ class Engine:
             taken(live.bundle.manifest)
 
     async def score(self, request: api.ScoreRequest) -> api.ScoreResponse:
+        """Probability of each target."""
+        return await self._score(self.live, request)
+
+    async def score_batch(self, request: api.BatchRequest) -> api.BatchResponse:
+        """Each request answered or refused by itself, all by the bundle that is in use now."""
+        live = self.live
+        results = await each_alone(request.requests, partial(self._score, live))
+        return api.BatchResponse(bundle_version=live.bundle.version, results=results)
+
+    async def _score(self, live: Live, request: api.ScoreRequest) -> api.ScoreResponse:
         began = time.perf_counter()
         _limit("targets", len(request.targets), self.options.max_targets, SPLIT)
-        prepared, history_ms = await self._stored("history", prepare, self.live, self.store, request)
+        prepared, history_ms = await self._stored("history", prepare, live, self.store, request)
         explain_top = request.explain_top if request.explain else 0
         result = await self.stages.score(prepared.live, prepared.seen.history, prepared.targets, explain_top)
         bundle, scored = prepared.live.bundle, result.scored

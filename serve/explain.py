@@ -64,14 +64,14 @@ def _one(
     asked = request.targets[target]
     kept = np.flatnonzero(why.position_TK[place] != NONE)
     kept = kept[np.argsort(-why.relevance_TK[place, kept], kind="stable")]
-    item_row = int(bundle.item_row([asked.item_id])[0])
+    text = asked.item.text if asked.item else bundle.item_texts[int(bundle.item_row([asked.item_id or ""])[0])]
     query = asked.query
     if asked.query_id is not None:
         query = bundle.query_texts[int(bundle.query_row([asked.query_id])[0])]
     return api.TargetExplanation(
         target=target,
         item_id=asked.item_id,
-        text=bundle.item_texts[item_row],
+        text=text,
         query=query,
         score=float(scored.probability_T[target]),
         gate=dict(zip(CHANNELS, why.gate_TM[place].tolist(), strict=True)),

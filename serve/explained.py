@@ -54,13 +54,13 @@ def told(
 
 
 def _target(live: Live, asked: api.Target) -> api.ExplainedTarget:
-    bundle, row = live.bundle, int(live.bundle.item_row([asked.item_id])[0])
+    bundle, row = live.bundle, int(live.bundle.item_row([asked.item_id or ""])[0])
     by_id = asked.query_id is not None
     query = int((bundle.query_row if by_id else bundle.query_row_by_text)([asked.query_id or asked.query or ""])[0])
     return api.ExplainedTarget(
         item_id=asked.item_id,
-        text=bundle.item_texts[row],
-        category=live.catalogue.category(row),
+        text=asked.item.text if asked.item else bundle.item_texts[row],
+        category=asked.item.category if asked.item else live.catalogue.category(row),
         query_id=None if query == NONE else bundle.query_ids[query],
         query=asked.query if query == NONE else bundle.query_texts[query],
     )

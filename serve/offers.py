@@ -10,7 +10,7 @@ from typing import Any
 
 from seminar.client import api
 from serve.options import bundle_reference
-from serve.rows import now_ms
+from serve.targets import now_ms
 
 
 class Offers:

@@ -32,6 +32,8 @@ _FIXES = {
     "greater_than_equal": "raise it",
     "less_than_equal": "lower it",
     "value_error": "keep one of them",
+    "one_item": "name the item by one of them",
+    "no_content": "say what is known of it",
 }
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Protocol
 from fastapi import APIRouter, Depends, FastAPI, Query
 
 from seminar.client import api
+from serve.batch import BatchRequest
 from serve.engine import Engine
 from serve.guard import BodyLimit
 from serve.refusals import ERRORS, add_handlers
@@ -47,6 +48,11 @@ def _routes(service: Callable[[], Service]) -> APIRouter:
     async def score(request: api.ScoreRequest, held: Held) -> api.ScoreResponse:
         """Probability of each target for this user, by the task of the request."""
         return await held.engine.score(request)
+
+    @router.post("/score:batch", responses={413: ERRORS[413]})
+    async def score_batch(request: BatchRequest, held: Held) -> api.BatchResponse:
+        """Up to 100 score requests in one, of one bundle; a bad one does not spoil the others."""
+        return await held.engine.score_batch(request)
 
     @router.post("/recommend", responses={409: ERRORS[409], 413: ERRORS[413]})
     async def recommend(request: api.RecommendRequest, held: Held) -> api.RecommendResponse:

@@ -1,6 +1,5 @@
 """Ids of a request and of the store to catalogue rows of one bundle, and back."""
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,11 @@ from seminar.candidates.proposer import Past
 from seminar.client import api
 from seminar.errors import UnknownUser
 from seminar.history.store import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
-from seminar.schema import NONE, TASKS
+from seminar.schema import NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve.catalogue import Catalogue
-from serve.problems import Refused
 from serve.proposing import Wish
+from serve.targets import now_ms, query_rows, targets_of, task_of
 
 
 @dataclass(frozen=True)
@@ -81,19 +80,19 @@ class Asked:
 def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest, where: str = "targets[{}]") -> Prepared:
     """Everything the scorer needs; Refused for an item or query id that the bundle does not hold. where: what a client calls a
     target."""
-    targets = _targets(live.scorer, request, where)
+    targets = targets_of(live.scorer, request, where)
     return Prepared(live, _seen(live, store, request), targets)
 
 
 def prepare_recommend(live: Live, store: HistoryStore, request: api.RecommendRequest, candidates: int) -> Asked:
     """Everything that proposer and scorer need; Refused for a query id that the bundle does not hold."""
-    query_1, unseen_Xd = _queries(live.scorer, [request], "query_id")
+    query_1, unseen_Xd = query_rows(live.scorer, [request], "query_id")
     query, queried = int(query_1[0]), bool(request.query_id or request.query)
     seen = _seen(live, store, request)
     past = Past(seen.history.item_L, seen.history.query_L, seen.request_L)
     # A text outside the catalogue has another vector in the towers' space than in the scorer's.
     wish = Wish(past, query if unseen_Xd is None else NONE, None if unseen_Xd is None else request.query, candidates)
-    return Asked(live, seen, wish, query, unseen_Xd, _task(request, queried), request.time_ms or now_ms())
+    return Asked(live, seen, wish, query, unseen_Xd, task_of(request, queried), request.time_ms or now_ms())
 
 
 def _seen(live: Live, store: HistoryStore, request: api.ScoreRequest | api.RecommendRequest) -> Seen:
@@ -160,60 +159,3 @@ def _query_rows(bundle: Bundle, names: Sequence[str]) -> Int[ndarray, " N"]:
     by_id = bundle.query_row(names)
     by_text = bundle.query_row_by_text([name.removeprefix(FREE_TEXT) for name in names])
     return np.where([name.startswith(FREE_TEXT) for name in names], by_text, by_id)
-
-
-def _targets(scorer: TwoStageScorer, request: api.ScoreRequest, where: str) -> Targets:
-    bundle = scorer.bundle
-    item_T = bundle.item_row([target.item_id for target in request.targets])
-    ids, fix = [target.item_id for target in request.targets], "score items of the bundle's catalogue only"
-    _require(where + ".item_id", item_T, ids, fix)
-    queried = any(target.query_id or target.query for target in request.targets)
-    query_T, unseen_Xd = _queries(scorer, request.targets, where + ".query_id")
-    return Targets(
-        item_T=item_T,
-        query_T=query_T,
-        task=_task(request, queried),
-        time_ms=request.time_ms or now_ms(),
-        unseen_Xd=unseen_Xd,
-    )
-
-
-def _task(request: api.ScoreRequest | api.RecommendRequest, queried: bool) -> int:
-    return TASKS.index(request.task or ("psr" if queried else "ctr"))
-
-
-def _queries(
-    scorer: TwoStageScorer, targets: Sequence[api.Queried], where: str
-) -> tuple[Int[ndarray, " T"], Float[ndarray, "X d"] | None]:
-    """Catalogue rows; rows behind the catalogue are texts it does not hold, encoded here. A text without any word is no query."""
-    bundle = scorer.bundle
-    by_id = bundle.query_row([target.query_id or "" for target in targets])
-    _require(where, by_id, [target.query_id for target in targets], "send its text as `query`")
-    by_text = bundle.query_row_by_text([target.query or "" for target in targets])
-    query_T = np.where([target.query is None for target in targets], by_id, by_text)
-    new = {normal_text(t.query): NONE for t, row in zip(targets, by_text, strict=True) if t.query and row == NONE}
-    if not new:
-        return query_T, None
-    vectors = scorer.unseen_queries(list(new))
-    usable = np.abs(vectors).sum(1) > 0
-    numbers = np.where(usable, len(bundle.query_ids) + np.cumsum(usable) - 1, NONE).tolist()
-    new = dict(zip(new, numbers, strict=True))
-    unseen = [new.get(normal_text(target.query), NONE) if target.query else NONE for target in targets]
-    return np.where(np.array(unseen) != NONE, unseen, query_T), vectors[usable] if usable.any() else None
-
-
-def _require(where: str, rows: Int[ndarray, " T"], ids: Sequence[str | None], fix: str) -> None:
-    """Refused, each unknown id told with its place put into `where`."""
-    unknown = [i for i, (row, name) in enumerate(zip(rows, ids, strict=True)) if name is not None and row == NONE]
-    if unknown:
-        raise Refused(
-            422,
-            *(
-                api.Problem(what=where.format(i), got=repr(ids[i]), expected="an id that the bundle knows", fix=fix)
-                for i in unknown[:10]
-            ),
-        )
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000

