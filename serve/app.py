@@ -96,8 +96,8 @@ class Ingress:
         await self.engine.offers.reconfigure(user_config)
 
     def check_health(self) -> None:
-        """The store answers and a bundle is loaded."""
-        self.engine.describe([])
+        """A bundle is loaded. Not that the history store answers: no replica that is started again brings a server back."""
+        self.engine.require_bundle()
 
     async def state(self) -> api.ReplicaState:
         return _state(self.engine.live.bundle.version, self.engine.offers)

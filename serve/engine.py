@@ -175,9 +175,14 @@ class Engine:
         bundle = self.live.bundle
         return await self._run(bundles_page, Store(self.options.workdir), Artifact(bundle.path, bundle.manifest))
 
-    def describe(self, replicas: Sequence[api.ReplicaState]) -> api.BundleResponse:
+    def require_bundle(self) -> None:
+        """Refused, as a request would be, while no bundle is loaded."""
+        _ = self.live
+
+    async def describe(self, replicas: Sequence[api.ReplicaState]) -> api.BundleResponse:
         """Versions of everything that makes a score."""
         bundle, options = self.live.bundle, self.options
+        users = await self._run(lambda: self.store.num_users)
         return api.BundleResponse(
             version=bundle.version,
             checksum=bundle.manifest.checksum,
@@ -192,7 +197,7 @@ class Engine:
             queries=len(bundle.query_ids),
             top_k=bundle.config.top_k,
             recommends=bundle.proposes and self.proposals is not None,
-            users=self.store.num_users,
+            users=users,
             loading=self.offers.loading,
             refused=self.offers.refused,
             replicas=list(replicas),

@@ -77,7 +77,7 @@ def _routes(service: Callable[[], Service]) -> APIRouter:
     @router.get("/bundle")
     async def bundle(held: Held) -> api.BundleResponse:
         """Versions of everything that makes a score, on every replica."""
-        return held.engine.describe(await held.replicas())
+        return await held.engine.describe(await held.replicas())
 
     @router.get("/health/live")
     async def live() -> api.Health:

@@ -84,10 +84,11 @@ class Service:
 
 
 class open_service:
-    """A service over `history`, as one process would run it."""
+    """A service over the folder `history`, or without one over `history_url`, as one process would run it."""
 
-    def __init__(self, world: World, history: Path, observer: Observer | None = None, **args: Any) -> None:
-        options = Options.parse({"workdir": str(world.store.root), "history": str(history), "max_history_gib": 0.1, **args})
+    def __init__(self, world: World, history: Path | None, observer: Observer | None = None, **args: Any) -> None:
+        place = {} if history is None else {"history": str(history), "max_history_gib": 0.1}
+        options = Options.parse({"workdir": str(world.store.root), **place, **args})
         proposals = LocalProposals(options) if options.recommend else None
         self.engine = Engine(options, options.open_history(), LocalStages(observer), proposals, observer)
         self.client = TestClient(create_app(lambda: InProcess(self.engine)))
