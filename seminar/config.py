@@ -399,6 +399,9 @@ class ServeConfig(_Section):
     """The scoring service."""
 
     topology: Literal["fused", "split"] = "fused"
+    ingress: Literal["haproxy", "proxy"] = "haproxy"
+    """How HTTP reaches the replicas: HAProxy with Serve's throughput settings, or Serve's own proxy, which is five to nine times
+    slower. For the Ray that `seminar serve` starts; an existing cluster has what its environment says (docs/service.md)."""
     retriever: Literal["auto", "exact", "merged", "int8", "pq"] = "auto"
     """How the GSU searches a history; auto chooses by request. exact and merged are exact; int8 and pq re-score candidates, which
     loses nothing measurable on real histories (docs/retrieval.md)."""

@@ -31,9 +31,11 @@ from seminar.artifacts import Artifact
 from seminar.client import api
 from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
+from serve.autoscaling import P95
 from serve.engine import Engine
 from serve.explain import rank
 from serve.held import Held
+from serve.latency import Latencies, Timed
 from serve.metrics import watch_replica
 from serve.observe import Observer, offering
 from serve.offers import Offers
@@ -64,7 +66,9 @@ def build(args: dict[str, Any]) -> Application:
 
 def make_asgi_app() -> FastAPI:
     """Made on the replica; the routes find its Ingress when a request comes."""
-    return create_app(_this_ingress)
+    app = create_app(_this_ingress)
+    app.add_middleware(Timed, latencies=lambda: _this_ingress().latencies)
+    return app
 
 
 def _this_ingress() -> "Ingress":
@@ -89,6 +93,7 @@ class Ingress:
         stages = LocalStages(observer) if gsu is None or esu is None else RemoteStages(gsu, esu, observer)
         proposals = None if proposer is None else RemoteProposals(proposer, observer)
         self.engine = Engine(options, options.open_history(), stages, proposals, observer)
+        self.latencies = Latencies()
         self._others = [handle for handle in (proposer, gsu, esu) if handle is not None]
 
     async def reconfigure(self, user_config: Any) -> None:
@@ -98,6 +103,10 @@ class Ingress:
     def check_health(self) -> None:
         """A bundle is loaded. Not that the history store answers: no replica that is started again brings a server back."""
         self.engine.require_bundle()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve hands to `autoscaling.Policy`."""
+        return {P95: self.latencies.p95_ms()}
 
     async def state(self) -> api.ReplicaState:
         return _state(self.engine.live.bundle.version, self.engine.offers)
@@ -119,7 +128,8 @@ class RemoteStages:
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         folder = str(live.bundle.path)
         with _in_our_words("GSU or ESU", self._observer):
-            retrieved = self._gsu.retrieve.remote(folder, history, targets)
+            # To the replica that has this user's keys at hand (`request_router_config` in the YAML).
+            retrieved = self._gsu.options(session_id=history.user_id or "").retrieve.remote(folder, history, targets)
             return await self._esu.rank.remote(folder, targets, retrieved, explain_top)
 
     async def hold(self, folder: Path, *, first: bool) -> None:
@@ -187,6 +197,7 @@ class Part(ABC, Generic[T]):
         self._held = Held(self._load)
         self._offered: str | None = None
         self._offers = Offers(self._take)
+        self._latencies = Latencies()
 
     @abstractmethod
     def _load(self, folder: Path) -> T:
@@ -206,6 +217,10 @@ class Part(ABC, Generic[T]):
         held = self._held.peek(self._offered)
         return _state(None if held is None else self._version(held), self._offers)
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve hands to `autoscaling.Policy`."""
+        return {P95: self._latencies.p95_ms()}
+
     async def _take(self, reference: str) -> None:
         with offering(self._observer, reference) as taken:
             folder = self._options.bundle_folder(reference)
@@ -215,7 +230,8 @@ class Part(ABC, Generic[T]):
 
     async def _timed(self, stage: str, function: Any, *args: Any) -> Any:
         """The result, one request at a time, and the milliseconds it took."""
-        return await in_thread(self._thread, timed, stage, function, *args)
+        with self._latencies.timed():
+            return await in_thread(self._thread, timed, stage, function, *args)
 
 
 class Stage(Part[TwoStageScorer]):

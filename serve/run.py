@@ -1,7 +1,10 @@
 """`seminar serve`: start the service of the current bundle on this machine, or on the cluster at ray.address."""
 
+import atexit
 import os
+import shutil
 import signal
+import tempfile
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +15,7 @@ from ray import serve
 from seminar.artifacts import Store
 from seminar.config import Settings
 from serve.deploy import APPLICATION, Serve, config_of, dashboard_of_session, served
+from serve.ingress import Ingress, environment
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -56,19 +60,29 @@ def run(settings: Settings, block: bool = True) -> Running:
 def _connect(settings: Settings) -> bool:
     """True if Ray runs on this machine alone."""
     address = settings.ray.address or os.environ.get("RAY_ADDRESS")
-    if not ray.is_initialized():
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        if address:
-            ray.init(address=address, log_to_driver=False)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=settings.ray.num_cpus,
-                include_dashboard=True,
-                dashboard_host="127.0.0.1",
-                log_to_driver=False,
-            )
-    return not address
+    if ray.is_initialized():
+        return not address
+    if address:
+        ray.init(address=address, log_to_driver=False)
+        return False
+    # HAProxy's sockets lie here as long as the service runs; removed when this process ends.
+    folder = Path(tempfile.mkdtemp(prefix="seminar-", dir="/tmp"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    start_ray(settings.serve.ingress, folder, num_cpus=settings.ray.num_cpus, dashboard=True)
+    return True
+
+
+def start_ray(ingress: Ingress, folder: Path, *, num_cpus: int | None = None, dashboard: bool = False) -> None:
+    """A Ray of this process whose Serve has this ingress. folder: for HAProxy's files, a short path of its own."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.update(environment(ingress, folder))
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        include_dashboard=dashboard,
+        dashboard_host="127.0.0.1",
+        log_to_driver=False,
+    )
 
 
 def _announce(running: Running) -> None:

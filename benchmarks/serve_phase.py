@@ -1,0 +1,242 @@
+"""One Ray with one ingress, one topology and one number of replicas: everything deployed, checked and measured in turns.
+
+    python -m benchmarks.serve_phase PHASE.json
+
+Ingress and flags are environment variables that Ray reads when it starts, so every combination is a process of its own.
+"""
+
+import itertools
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray import serve as ray_serve
+
+from benchmarks.serve_client import HOST, Plan
+from benchmarks.serve_world import PLANTED, TARGETS, World, offline, planted_user
+from seminar.bundle import Bundle
+from seminar.config import ServeConfig, Settings
+from serve.deploy import Serve, config_of
+from serve.run import REPOSITORY, start_ray
+
+CLOSED = (1, 8, 32)
+LONG_CONCURRENCY = 4
+OPEN = (0.25, 0.5, 0.75, 0.9)
+"""Arrival rates by the requests a second of the closed loop at 32."""
+OVERLOAD = 4.0
+RIVALS = ("id", "channels")
+THREADS = ((1, 2), (2, 1), (1, 1))
+"""Threads of torch and requests at once: settings that a rival may choose from."""
+START_S = 600.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What to start and how long to measure it. seconds: of a block; rounds: how often each closed block takes its turn."""
+
+    workdir: str
+    history: str
+    ingress: str
+    topology: str
+    replicas: int
+    port: int
+    seconds: float
+    rounds: int
+    warm_users: int
+    cold_users: int
+    rivals: bool
+    open_loop: bool
+
+
+class Measurement:
+    """Runs blocks against the services of a phase and keeps their results. folder: of request files."""
+
+    def __init__(self, phase: Phase, folder: Path) -> None:
+        self.phase, self.folder = phase, folder
+        self.world = World.open(Path(phase.workdir))
+        self.rows: list[dict[str, Any]] = []
+        cold, warm = self.world.cold_and_warm()
+        self.cold, self.warm = cold[: phase.cold_users], warm[: phase.warm_users]
+        self._files = {
+            "cold": self._file("cold", self.world.bodies(self.cold, len(self.cold))),
+            "warm": self._file("warm", self.world.bodies(self.warm)),
+            "once": self._file("once", self.world.bodies(self.warm, len(self.warm), seed=1)),
+            "trivial": self._file("trivial", (f"{user}\t" for user in self.warm)),
+        }
+        for length, users in PLANTED.items():
+            names = [planted_user(length, i) for i in range(users)]
+            self._files[str(length)] = self._file(str(length), self.world.bodies(names, 10 * users))
+
+    def plan(self, service: str, file: str, **how: Any) -> Plan:
+        """A plan for one service."""
+        path, scores = self._target(service)
+        return Plan(self.phase.port, path, self._files[file], scores=scores, **{"seconds": self.phase.seconds, **how})
+
+    def measure(self, service: str, name: str, file: str, **how: Any) -> dict[str, Any]:
+        """One block in a process of its own."""
+        path = self.folder / "plan.json"
+        plan = self.plan(service, file, **how)
+        path.write_text(json.dumps(asdict(plan)))
+        command = [sys.executable, "-m", "benchmarks.serve_client", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=REPOSITORY, check=False)
+        if done.returncode:
+            raise RuntimeError(f"the load generator ended: {done.stderr[-2000:]}")
+        result = json.loads(done.stdout)
+        self.rows.append({"service": service, "block": name, "concurrency": plan.concurrency, "rate": plan.rate, **result})
+        return result
+
+    def _target(self, service: str) -> tuple[str, int]:
+        known = {"trivial": ("/trivial/", 0), "seminar": ("/seminar/v1/score", TARGETS)}
+        return known.get(service, (f"/rival/{service}/score", TARGETS))
+
+    def _file(self, name: str, lines: Iterator[str]) -> str:
+        path = self.folder / f"{name}.txt"
+        path.write_text("\n".join(lines))
+        return str(path)
+
+
+def run(phase: Phase, folder: Path) -> dict[str, Any]:
+    """Deploy, check, measure, stop."""
+    start_ray(phase.ingress, folder, num_cpus=16)
+    config = services(phase)
+    ray_serve.start(proxy_location="HeadOnly", http_options=config["http_options"])
+    service = Serve(None)
+    service.apply(config)
+    service.wait_running([application["name"] for application in config["applications"]], START_S)
+    measurement = Measurement(phase, folder)
+    try:
+        difference = check(measurement)
+        threads = measure_all(measurement)
+    finally:
+        ray_serve.shutdown()
+        ray.shutdown()
+    return {"phase": asdict(phase), "difference": difference, "threads": threads, "rows": measurement.rows}
+
+
+def services(phase: Phase) -> dict[str, Any]:
+    """A declarative config of all services with the same proxy, replicas and limits."""
+    serving = ServeConfig(port=phase.port, topology=phase.topology, history=Path(phase.history) / "lmdb", recommend=False)
+    serving = serving.model_copy(update={"keys": Path(phase.history) / f"keys-{phase.ingress}-{phase.topology}-{phase.replicas}"})
+    settings = Settings(workdir=Path(phase.workdir), serve=serving)
+    bundle = World.open(Path(phase.workdir)).bundle
+    config = config_of(settings, bundle.version)
+    (application,) = config["applications"]
+    limits = {key: value for key, value in application["deployments"][0].items() if key.startswith("max_")}
+    for deployment in application["deployments"]:
+        deployment.pop("autoscaling_config")
+        deployment |= {"num_replicas": phase.replicas, "ray_actor_options": {"num_cpus": 0.1}}
+    runtime_env = {"working_dir": f"local://{REPOSITORY}"}
+    application |= {"name": "seminar", "route_prefix": "/seminar", "runtime_env": runtime_env}
+    others = [("Trivial", {})]
+    if phase.rivals:
+        others.append(("Rival", {"bundle": str(bundle.path), "history": str(Path(phase.history) / "lmdb")}))
+    for deployment, args in others:
+        name = deployment.lower()
+        own = {"name": deployment, "num_replicas": phase.replicas, "ray_actor_options": {"num_cpus": 0.1}, **limits}
+        config["applications"].append(
+            {
+                "name": name,
+                "route_prefix": f"/{name}",
+                "import_path": f"benchmarks.serve_rivals:build_{name}",
+                "args": args,
+                "deployments": [own],
+                "runtime_env": runtime_env,
+            }
+        )
+    return config
+
+
+def check(measurement: Measurement, users: int = 12) -> float:
+    """Largest difference of served scores to the offline scorer's, over some users; also of a planted one."""
+    world = measurement.world
+    bundle = Bundle.load(world.bundle.path)
+    moment = world.later_ms()
+    worst = 0.0
+    for histories, names in ((world.real, measurement.warm[:users]), (world.planted(), [planted_user(n, 0) for n in PLANTED])):
+        for line in world.bodies(names, len(names), seed=3, time_ms=moment):
+            body = json.loads(line.split("\t", 1)[1])
+            served = np.array(_post(measurement.phase.port, "/seminar/v1/score", body)["scores"])
+            worst = max(worst, float(np.abs(served - offline(world, bundle, histories, body)).max()))
+    return worst
+
+
+def measure_all(measurement: Measurement) -> dict[str, tuple[int, int]]:
+    """Every block; which thread setting was the best for each rival."""
+    phase, measure = measurement.phase, measurement.measure
+    measure("seminar", "cold", "cold", concurrency=1, once=True, seconds=60)
+    measure("seminar", "warming", "once", concurrency=4, once=True, seconds=60)
+    threads = best_threads(measurement) if phase.rivals else {}
+    for round_, concurrency in itertools.product(range(phase.rounds), CLOSED):
+        for service in ("trivial", "seminar", *threads):
+            set_threads(phase, threads.get(service))
+            file = "trivial" if service == "trivial" else "warm"
+            measure(service, f"closed {concurrency}", file, concurrency=concurrency, seed=round_)
+    for round_, length in itertools.product(range(phase.rounds if phase.rivals else 0), PLANTED):
+        for service in ("seminar", *threads):
+            set_threads(phase, threads.get(service))
+            measure(service, f"length {length}", str(length), concurrency=LONG_CONCURRENCY, seed=round_)
+    if phase.open_loop:
+        peak = requests_a_second(measurement.rows, "seminar", "closed 32")
+        for share in OPEN:
+            measure("seminar", f"open {share:g}", "warm", rate=share * peak, seconds=2 * phase.seconds)
+        measure("seminar", "overload", "warm", rate=OVERLOAD * peak, seconds=2 * phase.seconds)
+        measure("seminar", "after overload", "warm", concurrency=32)
+    return threads
+
+
+def best_threads(measurement: Measurement) -> dict[str, tuple[int, int]]:
+    """The thread setting with the most requests a second at L = 10,240, a rival."""
+    best = {}
+    for rival in RIVALS:
+        for length in PLANTED:
+            measurement.measure(rival, "warming", str(length), concurrency=2, seconds=1)
+        speed = {}
+        for setting in THREADS:
+            set_threads(measurement.phase, setting)
+            result = measurement.measure(rival, "threads", "10240", concurrency=LONG_CONCURRENCY)
+            speed[setting] = result["good"] / result["seconds"]
+        best[rival] = max(speed, key=speed.__getitem__)
+    return best
+
+
+def set_threads(phase: Phase, setting: tuple[int, int] | None) -> None:
+    """Threads of torch and requests at once of the rival."""
+    if setting is not None:
+        threads, workers = setting
+        with urllib.request.urlopen(f"http://{HOST}:{phase.port}/rival/threads/{threads}/{workers}", timeout=60) as answer:
+            answer.read()
+
+
+def requests_a_second(rows: Sequence[dict[str, Any]], service: str, block: str) -> float:
+    """Mean over the rounds."""
+    found = [row for row in rows if (row["service"], row["block"]) == (service, block)]
+    return sum(row["good"] for row in found) / sum(row["seconds"] for row in found)
+
+
+def _post(port: int, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    content = json.dumps(body).encode()
+    request = urllib.request.Request(f"http://{HOST}:{port}{path}", content, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        return json.load(answer)
+
+
+def main() -> None:
+    path = Path(sys.argv[1])
+    phase = Phase(**json.loads(path.read_text()))
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="sb-", dir="/tmp") as folder:
+        result = run(phase, Path(folder))
+    path.with_suffix(".result.json").write_text(json.dumps({**result, "took_s": time.perf_counter() - began}))
+
+
+if __name__ == "__main__":
+    main()
