@@ -133,8 +133,10 @@ def _submit(name: str, argv: Sequence[str]) -> int:
 
 BENCHMARKS = (
     *("gsu", "end_model", "codebooks", "train", "quality", "models", "gpu_gsu"),
-    *("retrievers", "transfer", "item_index", "recommend"),
+    *("retrievers", "transfer", "item_index", "recommend", "serve"),
 )
+_SCRIPTS = {"serve": "serve_load"}
+"""Benchmarks whose script has another name; `serve` is a package beside them."""
 
 
 def _bench(name: str, argv: Sequence[str]) -> int:
@@ -142,7 +144,7 @@ def _bench(name: str, argv: Sequence[str]) -> int:
     parser = _Parser(name)
     parser.add_argument("benchmark", choices=BENCHMARKS)
     own, rest = parser.parse_known_args(argv)
-    module = f"benchmarks.{own.benchmark}"
+    module = f"benchmarks.{_SCRIPTS.get(own.benchmark, own.benchmark)}"
     script = _checkout(module)
     before, sys.argv = sys.argv, [module, *rest]
     try:
@@ -232,7 +234,7 @@ JOBS = {
     ),
     "demo": Job("everything above, once, on real data", _demo, usage=f"[--households N] [--keep] {_SETTINGS}"),
     "bench": Job(
-        "measure: gsu is the retrieval engine against its rivals and its floors",
+        "measure: gsu is the retrieval engine, serve the service under load, against rivals and floors",
         _bench,
         usage=f"{{{'|'.join(BENCHMARKS)}}} [flags of python -m benchmarks.NAME]",
     ),

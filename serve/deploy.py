@@ -99,7 +99,7 @@ class Serve:
             "applications": [a["deployed_app_config"] for a in details["applications"].values() if a["deployed_app_config"]],
         }
 
-    def wait_running(self, names: list[str], timeout_s: float = 180) -> None:
+    def wait_running(self, names: list[str], timeout_s: float = 600) -> None:
         """Until all these applications run; DeployError with Serve's own words when one cannot start."""
         deadline = time.monotonic() + timeout_s
         while not self.runs(names):

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query
 
 from seminar.client import api
 from serve.batch import BatchRequest
+from serve.direct import direct_to
 from serve.engine import Engine
 from serve.guard import BodyLimit
 from serve.refusals import ERRORS, add_handlers
@@ -40,7 +41,7 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
 
 
 def _routes(service: Callable[[], Service]) -> APIRouter:
-    router = APIRouter(prefix="/v1")
+    router = APIRouter(prefix="/v1", route_class=direct_to(service))
     # An annotation with a name of this function's own: FastAPI resolves it because it is no string.
     Held = Annotated[Service, Depends(service)]
 

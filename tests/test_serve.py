@@ -324,9 +324,11 @@ def test_stage_without_a_replica_is_503_and_its_damaged_bundle_keeps_its_sentenc
 
         failing, live = SimpleNamespace(remote=last), SimpleNamespace(bundle=SimpleNamespace(path=Path("bundle")))
         handle: Any = SimpleNamespace(retrieve=SimpleNamespace(remote=lambda *_: None), rank=failing, propose=failing)
+        handle.options = lambda **_: handle
+        history: Any = SimpleNamespace(user_id="u")
         call: Any = RemoteProposals(handle, Silent()).propose if proposer else RemoteStages(handle, handle, Silent()).score
         try:
-            asyncio.run(call(live, *[None] * (1 if proposer else 3)))
+            asyncio.run(call(live, *([None] if proposer else [history, None, 0])))
         except Refused as refused:
             return refused.status, refused.problems[0].what
         except ArtifactError as damaged:
