@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.common import publish, run
 from benchmarks.serve_phase import Phase
-from benchmarks.serve_report import draw, goals
+from benchmarks.serve_report import draw, goals, scaling_goals
 from benchmarks.serve_world import World
 from seminar.config import Settings, load_settings
 from seminar.errors import ConfigError, explain
@@ -48,7 +48,8 @@ def main() -> None:
         if not set(wanted) <= set(named):
             raise ConfigError(explain("--only", got=own.only, expected=", ".join(named), fix="name some of these"))
         results = [measured(named[one], Path(state)) for one in wanted]
-    publish("serve", list(goals(results)))
+        scaling = None if own.quick else measured(replace(chosen[0], rivals=False), Path(state), "serve_scaling")
+    publish("serve", [*goals(results), *(scaling_goals(scaling) if scaling else ())])
     draw(results)
 
 
@@ -85,15 +86,15 @@ def name(phase: Phase) -> str:
     return f"{phase.ingress}-{phase.topology}-{phase.replicas}"
 
 
-def measured(phase: Phase, folder: Path) -> dict[str, Any]:
+def measured(phase: Phase, folder: Path, script: str = "serve_phase") -> dict[str, Any]:
     """The result of a phase, run in a process tree of its own that ends within MAX_PHASE_S."""
-    path = folder / f"{name(phase)}.json"
+    path = folder / f"{script}-{name(phase)}.json"
     path.write_text(json.dumps(asdict(phase)))
     # Replicas get the priority of the load generator: Ray's own default for workers is lower.
     environment = {**os.environ, "RAY_worker_niceness": "0", "RAY_USAGE_STATS_ENABLED": "0"}
     environment.pop("RAY_ADDRESS", None)
-    command = [sys.executable, "-m", "benchmarks.serve_phase", str(path)]
-    print(f"{name(phase)} ...", flush=True)
+    command = [sys.executable, "-m", f"benchmarks.{script}", str(path)]
+    print(f"{script} {name(phase)} ...", flush=True)
     subprocess.run(command, env=environment, cwd=REPOSITORY, check=True, timeout=MAX_PHASE_S)
     return json.loads(path.with_suffix(".result.json").read_text())
 

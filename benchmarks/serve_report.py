@@ -1,5 +1,6 @@
 """Figures and plots of the load test, from the blocks that the load generator counted."""
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,24 @@ def _open(rows: Sequence[dict[str, Any]]) -> Iterator[Goal]:
             yield Goal(
                 f"  Poisson arrivals at {share:g} of the peak, p{100 * quantile:g} from due time", found.ms(quantile), "ms"
             )
+
+
+def scaling_goals(result: dict[str, Any]) -> Iterator[Goal]:
+    """Replicas that came and went, and what that cost."""
+    load, calm = result["marks"]["load"], result["marks"]["calm"]
+    came = [at for at, replicas in result["replicas"] if load <= at < calm and replicas > 1]
+    gone = [at for at, replicas in result["replicas"] if at >= calm and replicas == 1]
+    failures = [failure for row in result["rows"] for failure in row["failures"]]
+    sent = sum(row["sent"] for row in result["rows"])
+    yield Goal("autoscaling: most replicas under concurrency 8", max(n for at, n in result["replicas"] if at >= load), "", 2)
+    yield Goal("autoscaling: replicas at the end", result["replicas"][-1][1], "", 1, at_least=False)
+    yield Goal(f"autoscaling: failed or refused requests of {sent:,}", len(failures) + _refused(result), "", 0, at_least=False)
+    yield Goal("  autoscaling: the second replica answers after", min(came, default=math.inf) - load, "s")
+    yield Goal("  autoscaling: it is gone after the load by", min(gone, default=math.inf) - calm, "s")
+
+
+def _refused(result: dict[str, Any]) -> int:
+    return sum(row["refused"] for row in result["rows"])
 
 
 def latency(rows: Sequence[dict[str, Any]], service: str, block: str) -> Histogram:
