@@ -434,6 +434,8 @@ class ServeConfig(_Section):
     """One in so many other requests has a line too; 0: none."""
     log_raw_users: bool = False
     """Log ids of users instead of digests."""
+    trace_sample: float = Field(0, ge=0, le=1)
+    """Share of requests whose spans are exported, where the client did not decide by its traceparent; 0: no tracing at all."""
     history_url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://")
     """A Redis or Valkey server instead, for a service on several nodes: redis://host:port/db, rediss:// (TLS) or unix://. Its
     password better comes from the environment, SEMINAR_HISTORY_PASSWORD. Extra `redis`."""

@@ -26,6 +26,7 @@ from serve.proposing import has_index, published
 FOLDER = Path(__file__).resolve().parent
 APPLICATION = "seminar"
 POLL_S = 0.1
+EXPORTER = "serve.tracing:exporter"
 
 
 class DeployError(SeminarError):
@@ -51,6 +52,8 @@ def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
         args = args.model_copy(update={"recommend": False})
         application["deployments"] = [d for d in application["deployments"] if d["name"] != "Proposer"]
     application["args"] = args.model_dump(exclude_none=True)
+    if chosen.trace_sample:
+        config["tracing_config"] = {"enabled": True, "exporter_import_path": EXPORTER, "sampling_ratio": chosen.trace_sample}
     return with_bundle(config, bundle)
 
 

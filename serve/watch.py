@@ -46,9 +46,9 @@ class CacheCounts(Protocol):
 class Watch:
     """An Observer (`serve/observe.py`) that tells a sink. logger: where slow, refused and sampled requests are written."""
 
-    def __init__(self, sink: Sink, options: Options, logger: logging.Logger) -> None:
+    def __init__(self, sink: Sink, options: Options, logger: logging.Logger, period_s: float = PERIOD_S) -> None:
         self._sink, self._options, self._logger = sink, options, logger
-        self._log = RequestLog(logger, options)
+        self._log, self._period_s = RequestLog(logger, options), period_s
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
         self._recall = OnlineRecall(options.recall_sample, self._notes.put)
         self._drift: dict[str, ScoreDrift] = {}
@@ -109,7 +109,7 @@ class Watch:
             sums.tell()
 
     def _work(self) -> None:
-        while not self._end.wait(PERIOD_S):
+        while not self._end.wait(self._period_s):
             try:
                 self.flush()
             except Exception:

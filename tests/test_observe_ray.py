@@ -1,0 +1,138 @@
+"""What a served application really exports: metrics on the node's endpoint, one connected trace a request, lines of JSON."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from seminar.artifacts import Artifact, Store
+from serve.metric_table import COMMON, METRICS
+from tests.served_metrics import SAMPLED, Watched, watched_service
+from tests.served_world import World
+
+LATER_MS = 1_700_000_000_000
+ITEMS = [{"item_id": f"i{n:02d}"} for n in range(0, 60, 4)]
+PARENT = "b7ad6b7169203331"
+
+
+@pytest.fixture(scope="session")
+def world(tiny_store: Store, tiny_pairs: Artifact) -> World:
+    return World.of(tiny_store, tiny_pairs)
+
+
+@pytest.fixture(scope="module")
+def watched(ray_session: None, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    with watched_service(world, tmp_path_factory.mktemp("watched") / "history", **SAMPLED) as service:
+        for topology in ("fused", "split"):
+            for n, user in enumerate(("u17", "u08", "u26", "u17") * 4):
+                score = {"user_id": user, "targets": ITEMS, "time_ms": LATER_MS}
+                assert post(f"{service.url}/{topology}/v1/score", score, {"X-Request-Id": f"{topology}-{n}"}) == 200
+            events = [{"item_id": "i00", "time_ms": LATER_MS, "event_id": "e"}] * 2
+            assert post(f"{service.url}/{topology}/v1/events", {"user_id": f"new-{topology}", "events": events}) == 200
+            assert post(f"{service.url}/{topology}/v1/score", {"user_id": "u17"}, {"X-Request-Id": f"{topology}-bad"}) == 422
+        assert post(f"{service.url}/fused/v1/recommend", {"user_id": "u17", "n": 3, "candidates": 20}) == 200
+        yield service
+
+
+def post(url: str, body: dict[str, Any], headers: dict[str, str] | None = None) -> int:
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json", **(headers or {})})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+EVENTUAL = {"bundle_refusals", "bundle_swaps", "store_errors", "rejections", "recall_dropped", "log_dropped"}
+"""Counters of what did not happen."""
+
+
+def test_every_metric_of_the_table_is_exported_with_its_labels(watched: Watched) -> None:
+    happened = [m for m in METRICS if m.name.removeprefix("seminar_") not in EVENTUAL and "user_cache" not in m.name]
+    text = watched.metrics(*(name for metric in happened for name in metric.exported))
+    for metric in happened:
+        line = next(line for line in text.splitlines() if line.startswith(f"{metric.exported[0]}{{"))
+        assert all(f'{label}="' in line for label in (*COMMON, *metric.labels)), line
+    known = {name for metric in METRICS for name in metric.exported}
+    exported = {line.split("{")[0] for line in text.splitlines() if line.startswith("ray_seminar_")}
+    assert exported <= known
+
+
+def test_counts_are_right_and_tell_topologies_apart(watched: Watched) -> None:
+    text = watched.metrics("ray_seminar_requests_total", "ray_seminar_recall_checked_total")
+    for topology in ("fused", "split"):
+        mine = [line for line in text.splitlines() if f'application="{topology}"' in line]
+        scored = [x for x in mine if x.startswith("ray_seminar_requests_total") and 'route="/v1/score"' in x and '"200"' in x]
+        assert sum(float(line.rsplit(" ", 1)[1]) for line in scored) == 16
+        stages = [x for x in mine if x.startswith("ray_seminar_stage_seconds_count")]
+        assert all(f'topology="{topology}"' in line for line in stages)
+        checked = [x for x in mine if x.startswith("ray_seminar_recall_checked_total")]
+        assert {'deployment="GSU"' in line for line in checked} == {topology == "split"}
+
+
+def lines_of(watched: Watched, deployment: str) -> list[dict[str, Any]]:
+    files = watched.logs.glob(f"replica_*{deployment}*.log")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+@pytest.mark.parametrize("topology", ["fused", "split"])
+def test_log_lines_are_json_with_the_request_and_no_access_line(watched: Watched, topology: str) -> None:
+    deadline = time.monotonic() + 20
+    while not (found := [x for x in lines_of(watched, f"{topology}_Ingress") if x.get("request_id") == f"{topology}-3"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (line,) = found
+    assert (line["path"], line["status"], line["why"]) == ("/v1/score", 200, "sampled")
+    assert line["stage_ms"].keys() == {"history", "retrieve", "rank"}
+    assert line["bundle_version"]
+    assert "u17" not in json.dumps(line)
+    (refused,) = [x for x in lines_of(watched, f"{topology}_Ingress") if x.get("request_id") == f"{topology}-bad"]
+    assert (refused["why"], refused["status"]) == ("refused", 422)
+
+
+def spans_of(folder: Path, trace: str) -> list[dict[str, Any]]:
+    spans = [json.loads(line) for file in folder.glob("*.jsonl") for line in file.read_text().splitlines()]
+    return [span for span in spans if span["trace"] == trace]
+
+
+def connected(spans: list[dict[str, Any]], names: set[str]) -> bool:
+    """All these spans are there, and every span's parent is there or is the client's."""
+    return names <= {s["name"] for s in spans} and {s["parent"] for s in spans} <= {PARENT, *(s["span"] for s in spans)}
+
+
+RECOMMEND = {"user_id": "u17", "n": 3, "candidates": 20, "time_ms": LATER_MS}
+SCORE = {"user_id": "u17", "targets": ITEMS, "time_ms": LATER_MS}
+
+
+@pytest.mark.parametrize(
+    ("route", "body", "stages"),
+    [
+        ("fused/v1/score", SCORE, {"history", "retrieve", "rank"}),
+        ("split/v1/score", SCORE, {"history", "retrieve", "rank"}),
+        ("fused/v1/recommend", RECOMMEND, {"history", "propose", "retrieve", "rank"}),
+    ],
+)
+def test_one_request_is_one_connected_trace_under_the_clients(
+    watched: Watched, route: str, body: dict[str, Any], stages: set[str]
+) -> None:
+    trace, deadline = uuid.uuid4().hex, time.monotonic() + 30
+    assert post(f"{watched.url}/{route}", body, {"traceparent": f"00-{trace}-{PARENT}-01"}) == 200
+    # A span is written when it ends, so parents come later.
+    while not connected(spans := spans_of(watched.logs / "spans", trace), stages):
+        assert time.monotonic() < deadline, spans
+        time.sleep(0.5)
+    assert PARENT in {span["parent"] for span in spans}
+    assert len([span for span in spans if span["name"] in stages]) == len(stages)
+
+
+def test_the_client_may_decide_that_nothing_is_traced(watched: Watched) -> None:
+    trace = uuid.uuid4().hex
+    assert post(f"{watched.url}/fused/v1/score", SCORE, {"traceparent": f"00-{trace}-{PARENT}-00"}) == 200
+    time.sleep(2)
+    assert spans_of(watched.logs / "spans", trace) == []
