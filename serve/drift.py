@@ -3,8 +3,8 @@
 PSI, the population stability index: `sum_b (p_b - q_b) ln(p_b / q_b)` over ten or so groups of bins that hold equal shares of the
 past. Its usual reading: under .1 nothing, over .25 a shift. The reference is the first window of scores after a bundle is taken,
 so it asks whether the traffic changed under one model; a second one, the last window of the bundle before, asks what a swap
-changed. A window slides in ten steps, each closed by the call of `add` that fills it. Its scores must come from many users:
-100 targets of one user are hardly more than one observation.
+changed. A window slides in ten steps. Its scores must come from many users: 100 targets of one user are hardly more than one
+observation.
 """
 
 from collections import deque
@@ -34,8 +34,12 @@ class ScoreDrift:
 
     def add(self, probability_N: Float[ndarray, " N"]) -> None:
         """Count scores, oldest first."""
-        counts = np.bincount(_bins(probability_N), minlength=BINS)
-        self._open += counts
+        bin_N = _bins(probability_N)
+        for start in range(0, len(bin_N), self._block):
+            self._add(bin_N[start : start + self._block])
+
+    def _add(self, bin_N: Int[ndarray, " N"]) -> None:
+        self._open += np.bincount(bin_N, minlength=BINS)
         if self._open.sum() >= self._block:
             self._blocks.append(self._open)
             if self._referred < BLOCKS:

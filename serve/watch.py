@@ -54,6 +54,7 @@ class Watch:
         self._drift: dict[str, ScoreDrift] = {}
         self._scores: defaultdict[str, list[ndarray]] = defaultdict(list)
         self._version: str | None = None
+        self._created_s = 0.0
         self._in_flight: int | None = None
         self._caches: list[tuple[CacheCounts, dict[str, int]]] = []
         self._end = threading.Event()
@@ -144,7 +145,7 @@ class Watch:
         self._count_scores()
         window = self._options.drift_window
         self._drift = {task: ScoreDrift(window, drift.newest) for task, drift in self._drift.items()}
-        sink.set("seminar_bundle_created_seconds", created_s)
+        self._created_s = created_s
 
     def _count_scores(self) -> None:
         # All of a second at once: numpy costs as much for a hundred scores as for ten thousand.
@@ -155,11 +156,13 @@ class Watch:
         self._scores.clear()
 
     def _tell_state(self, sink: Sink) -> None:
+        # All gauges every time: Ray forgets one that nobody has set for twenty seconds.
         self._count_scores()
         if self._in_flight is not None:
             sink.set("seminar_requests_in_flight", self._in_flight)
         if self._version is not None:
             sink.set("seminar_bundle_info", 1, version=self._version)
+            sink.set("seminar_bundle_created_seconds", self._created_s)
         for task, drift in self._drift.items():
             for against, value in drift.psi().items():
                 sink.set("seminar_score_psi", value, task=task, against=against)

@@ -32,6 +32,13 @@ def labels(query: str) -> set[str]:
     return (selected | grouped) - RENAMED
 
 
+def labels_by_name(query: str) -> set[tuple[str, str]]:
+    """Each metric with each label that it is selected by, or grouped by where it is the only metric; "" for none."""
+    found = {(match[1], label) for match in SELECTOR.finditer(query) for label in ["", *LABEL.findall(match[2] or "")]}
+    only = names(query)
+    return found | {(name, label) for name in only for label in labels(query) if len(only) == 1}
+
+
 def rules() -> Iterator[dict[str, Any]]:
     """Every rule, recording ones too."""
     for group in RULES["groups"]:

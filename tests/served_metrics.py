@@ -1,7 +1,9 @@
 """Two applications, `fused` and `split`, watched and traced whole, and what their node exports."""
 
 import socket
+import subprocess
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 from ray import serve
 
 from seminar.config import ServeConfig, Settings
 from serve.deploy import Serve, config_of
 from serve.run import REPOSITORY
+from tests.metric_names import CLUSTER
 from tests.served_world import World
 
 SAMPLED = {"recall_sample": 1, "drift_window": 100, "log_sample": 1}
@@ -27,10 +31,15 @@ class Watched:
     url: str
     logs: Path
 
+    @property
+    def exporter(self) -> str:
+        """Host and port of the node's metrics."""
+        node = ray.nodes()[0]
+        return f"{node['NodeManagerAddress']}:{node['MetricsExportPort']}"
+
     def metrics(self, *until: str, timeout_s: float = 60) -> str:
         """What the node exports, once it names all of `until`."""
-        node = ray.nodes()[0]
-        address = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+        address = f"http://{self.exporter}/metrics"
         deadline, text = time.monotonic() + timeout_s, ""
         while time.monotonic() < deadline:
             with urllib.request.urlopen(address, timeout=30) as answer:
@@ -45,9 +54,7 @@ class Watched:
 @contextmanager
 def watched_service(world: World, history: Path, **settings: Any) -> Iterator[Watched]:
     """Both topologies in the Ray session of this process, small; every request traced."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     serving = ServeConfig(port=port, history=history, max_history_gib=0.1, retriever="int8", trace_sample=1, **settings)
     configs = [
         config_of(Settings(workdir=world.store.root, serve=chosen), world.bundles[0].version)
@@ -71,3 +78,42 @@ def _small(application: dict[str, Any], name: str) -> dict[str, Any]:
         deployment["ray_actor_options"] = {"num_cpus": 0.05}
     runtime_env = {"working_dir": f"local://{REPOSITORY}"}
     return {**application, "name": name, "route_prefix": f"/{name}", "runtime_env": runtime_env}
+
+
+@contextmanager
+def prometheus_of(watched: Watched, folder: Path) -> Iterator[str]:
+    """Base URL of a Prometheus of our rules and scrape config, but of this node alone and every second."""
+    config: dict[str, Any] = yaml.safe_load((CLUSTER / "prometheus/prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["rule_files"] = [str(CLUSTER / "prometheus/rules.yml")]
+    del config["scrape_configs"][0]["file_sd_configs"]
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [watched.exporter]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    address = f"127.0.0.1:{free_port()}"
+    options = [f"--config.file={folder / 'prometheus.yml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    server = subprocess.Popen(
+        ["prometheus", *options, f"--web.listen-address={address}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        _wait_ready(f"http://{address}/-/ready")
+        yield f"http://{address}"
+    finally:
+        server.terminate()
+        server.wait(timeout=30)
+
+
+def _wait_ready(url: str, timeout_s: float = 30) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            assert time.monotonic() < deadline, "prometheus does not start"
+            time.sleep(0.3)
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]

@@ -1,6 +1,7 @@
 """What a served application really exports: metrics on the node's endpoint, one connected trace a request, lines of JSON."""
 
 import json
+import shutil
 import time
 import urllib.error
 import urllib.request
@@ -11,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from cluster.grafana.check import evaluate
 from seminar.artifacts import Artifact, Store
 from serve.metric_table import COMMON, METRICS
-from tests.served_metrics import SAMPLED, Watched, watched_service
+from tests.metric_names import labels_by_name, queries
+from tests.served_metrics import SAMPLED, Watched, prometheus_of, watched_service
 from tests.served_world import World
 
 LATER_MS = 1_700_000_000_000
@@ -136,3 +139,37 @@ def test_the_client_may_decide_that_nothing_is_traced(watched: Watched) -> None:
     assert post(f"{watched.url}/fused/v1/score", SCORE, {"traceparent": f"00-{trace}-{PARENT}-00"}) == 200
     time.sleep(2)
     assert spans_of(watched.logs / "spans", trace) == []
+
+
+def test_every_metric_of_serve_that_a_query_names_is_exported_with_its_labels(watched: Watched) -> None:
+    asked = {(name, label) for query in queries() for name, label in labels_by_name(query) if name.startswith("ray_serve_")}
+    text = watched.metrics(*sorted({name for name, _ in asked}))
+    for name, label in sorted(asked):
+        line = next(line for line in text.splitlines() if line.startswith(f"{name}{{"))
+        assert not label or f'{label}="' in line, f"{name} has no label {label}"
+
+
+SILENT = {
+    "Rejections by full deployments", "Store errors a second",
+    "Swaps and refusals in an hour", "Log lines left out a second", "User cache: share of hits",
+    "User cache: evictions a second", "User cache: memory",
+}  # fmt: skip
+"""Panels without data where nothing went wrong."""
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed (Debian: prometheus)")
+def test_every_panel_has_data_on_a_real_prometheus(watched: Watched, tmp_path: Path) -> None:
+    with prometheus_of(watched, tmp_path) as address:
+        deadline = time.monotonic() + 90
+        while True:
+            for topology in ("fused", "split"):
+                assert post(f"{watched.url}/{topology}/v1/score", SCORE) == 200
+            assert post(f"{watched.url}/fused/v1/recommend", RECOMMEND) == 200
+            evaluated = evaluate(address)
+            empty = {one.panel for one in evaluated} - {one.panel for one in evaluated if one.series}
+            if empty <= SILENT:
+                break
+            assert time.monotonic() < deadline, empty - SILENT
+            time.sleep(3)
+    recall = next(one for one in evaluated if one.panel.startswith("Recall against"))
+    assert 0.9 <= float(recall.example) <= 1
