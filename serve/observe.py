@@ -48,7 +48,6 @@ class Record:
     bundle_version: str | None = None
     targets: int = 0
     stage_ms: dict[Stage, float] = field(default_factory=dict)
-    refused: str | None = None
     error: BaseException | None = None
 
 

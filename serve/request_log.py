@@ -57,7 +57,6 @@ class RequestLog:
         known = {
             "user": None if record.user_id is None else self._user(record.user_id),
             "bundle_version": record.bundle_version,
-            "refused": record.refused,
         }
         return {
             "request_id": record.request_id,

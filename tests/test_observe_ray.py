@@ -67,16 +67,27 @@ def test_every_metric_of_the_table_is_exported_with_its_labels(watched: Watched)
     assert exported <= known
 
 
-def test_counts_are_right_and_tell_topologies_apart(watched: Watched) -> None:
-    text = watched.metrics("ray_seminar_requests_total", "ray_seminar_recall_checked_total")
-    for topology in ("fused", "split"):
-        mine = [line for line in text.splitlines() if f'application="{topology}"' in line]
-        scored = [x for x in mine if x.startswith("ray_seminar_requests_total") and 'route="/v1/score"' in x and '"200"' in x]
-        assert sum(float(line.rsplit(" ", 1)[1]) for line in scored) == 16
-        stages = [x for x in mine if x.startswith("ray_seminar_stage_seconds_count")]
-        assert all(f'topology="{topology}"' in line for line in stages)
-        checked = [x for x in mine if x.startswith("ray_seminar_recall_checked_total")]
-        assert {'deployment="GSU"' in line for line in checked} == {topology == "split"}
+def total(text: str, name: str, *labels: str) -> float:
+    """Sum of the series with all these labels."""
+    lines = [line for line in text.splitlines() if line.startswith(f"{name}{{") and all(label in line for label in labels)]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+
+
+@pytest.mark.parametrize("topology", ["fused", "split"])
+def test_counts_are_right_and_tell_topologies_apart(watched: Watched, topology: str) -> None:
+    # Replicas export at moments of their own.
+    mine, scored, deadline = f'application="{topology}"', ('route="/v1/score"', 'status="200"'), time.monotonic() + 30
+    while total(text := watched.metrics(), "ray_seminar_requests_total", mine, *scored) < 16:
+        assert time.monotonic() < deadline
+        time.sleep(1)
+    assert total(text, "ray_seminar_requests_total", mine, *scored) == 16
+    assert total(text, "ray_seminar_stage_seconds_count", mine, f'topology="{topology}"') >= 48
+    other = "fused" if topology == "split" else "split"
+    assert total(text, "ray_seminar_stage_seconds_count", mine, f'topology="{other}"') == 0
+    searcher = {"fused": "Ingress", "split": "GSU"}
+    for one, deployment in searcher.items():
+        checked = total(text, "ray_seminar_recall_checked_total", mine, f'deployment="{deployment}"')
+        assert (checked > 0) == (one == topology)
 
 
 def lines_of(watched: Watched, deployment: str) -> list[dict[str, Any]]:
