@@ -22,7 +22,7 @@ import torch
 from benchmarks.common import Goal, publish, run
 from seminar.client import api
 from seminar.config import RayConfig, load_settings
-from seminar.scorer import Retrieved
+from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
 from serve.engine import Engine
 from serve.metric_table import COMMON
 from serve.metrics import RayMetrics
@@ -54,8 +54,7 @@ def main() -> None:
 async def measured(options: Options, users: int, targets: int) -> list[Goal]:
     """Rows of the table."""
     store, sink = options.open_history(), RayMetrics(dict.fromkeys(COMMON, "benchmark"))
-    watch = Watch(sink, options, logging.getLogger("observing"))
-    seen = Seen(watch)
+    seen = Seen(sink, options, logging.getLogger("observing"))
     plain = Engine(options, store, LocalStages())
     observed = Engine(options, store, LocalStages(seen), observer=seen)
     for engine in (plain, observed):
@@ -70,7 +69,7 @@ async def measured(options: Options, users: int, targets: int) -> list[Goal]:
             await engine.score(request)
             took_us[name].append(1e6 * (time.perf_counter() - began))
     score_us = float(np.median(took_us["plain"]))
-    watch.close()
+    seen.close()
     path_us, telling_us = costs(seen, sink, options)
     recall_ms = float(np.median([_ms(lambda search=search: recall_of(search)) for search in seen.searches[:20]]))
     return [
@@ -83,24 +82,21 @@ async def measured(options: Options, users: int, targets: int) -> list[Goal]:
     ]
 
 
-class Seen:
-    """Passes everything on to a Watch, and keeps one of each."""
+class Seen(Watch):
+    """Keeps what it is told of answers and searches too."""
 
-    def __init__(self, watch: Watch) -> None:
-        self._watch = watch
+    def __init__(self, sink: RayMetrics, options: Options, logger: logging.Logger) -> None:
         self.answers: list[Answered] = []
         self.searches: list[Search] = []
+        super().__init__(sink, options, logger)
 
     def answered(self, answered: Answered) -> None:
         self.answers.append(answered)
-        self._watch.answered(answered)
+        super().answered(answered)
 
-    def retrieved(self, scorer: Any, history: Any, targets: Any, found: Retrieved) -> None:
+    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Retrieved) -> None:
         self.searches.append(Search(scorer, history, targets, found))
-        self._watch.retrieved(scorer, history, targets, found)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._watch, name)
+        super().retrieved(scorer, history, targets, found)
 
 
 def costs(seen: Seen, sink: RayMetrics, options: Options) -> tuple[float, float]:
