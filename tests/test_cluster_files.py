@@ -20,7 +20,12 @@ from workflows.__main__ import JOBS
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "cluster/kuberay"
 OPTION = ROOT / "cluster/kuberay-gcs-redis"
-FILES = sorted(path for path in [*FOLDER.glob("*.yaml"), *OPTION.glob("*.yaml")] if path.name != "kustomization.yaml")
+HISTORIES = ROOT / "cluster/kuberay-history-redis"
+FILES = sorted(
+    path
+    for path in [*FOLDER.glob("*.yaml"), *OPTION.glob("*.yaml"), HISTORIES / "redis.yaml"]
+    if path.name != "kustomization.yaml"
+)
 MANIFESTS: dict[str, dict[str, Any]] = {
     f"{path.name}: {document['kind']} {document['metadata']['name']}": document
     for path in FILES
@@ -203,7 +208,7 @@ def test_start_parameters_are_options_of_ray_start() -> None:
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="needs kubectl, which renders without a cluster")
-@pytest.mark.parametrize(("folder", "surviving"), [(FOLDER, 0), (OPTION, 2)])
+@pytest.mark.parametrize(("folder", "surviving"), [(FOLDER, 0), (OPTION, 2), (HISTORIES, 0)])
 def test_kustomize_renders_valid_manifests(folder: Path, surviving: int) -> None:
     rendered = list(yaml.safe_load_all(_kustomize(folder)))
     assert [problems(manifest) for manifest in rendered] == [[]] * len(rendered)
