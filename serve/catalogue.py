@@ -4,6 +4,7 @@ A search reads every text of the catalogue: 4 ms for 80,000 items. It is for peo
 """
 
 import contextlib
+import heapq
 from functools import cached_property
 
 import numpy as np
@@ -21,6 +22,8 @@ from seminar.history.store import HistoryStore
 from seminar.schema import NONE
 
 MAX_BUNDLES = 100
+MAX_ORDERED = 100_000
+"""Users among whom the longest or newest histories are found."""
 
 
 class Catalogue:
@@ -70,9 +73,13 @@ class Catalogue:
         return np.argsort(-taken, kind="stable")
 
 
-def users_page(store: HistoryStore, prefix: str, limit: int) -> api.UsersResponse:
-    """Users whose id begins with `prefix`."""
-    found = store.users(prefix, limit)
+def users_page(store: HistoryStore, prefix: str, order: api.UserOrder, limit: int) -> api.UsersResponse:
+    """Users whose id begins with `prefix`; another order than that of ids looks at the first MAX_ORDERED of them."""
+    found = store.users(prefix, limit if order == "id" else MAX_ORDERED)
+    if order == "longest":
+        found = heapq.nlargest(limit, found, key=lambda user: user.length)
+    elif order == "newest":
+        found = heapq.nlargest(limit, found, key=lambda user: user.newest_ms or 0)
     users = [api.User(user_id=u.user_id, length=u.length, newest_ms=u.newest_ms) for u in found]
     return api.UsersResponse(users=users, total=store.num_users)
 

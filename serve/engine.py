@@ -158,9 +158,9 @@ class Engine:
         page, _ = await self._stored("page", history_page, self.live, self.store, user_id, limit)
         return page
 
-    async def users(self, prefix: str, limit: int) -> api.UsersResponse:
+    async def users(self, prefix: str, order: api.UserOrder, limit: int) -> api.UsersResponse:
         """Users whose id begins with `prefix`."""
-        return await self._run(users_page, self.store, prefix, limit)
+        return await self._run(users_page, self.store, prefix, order, limit)
 
     async def items(self, text: str, limit: int) -> api.ItemsResponse:
         """Catalogue items that have every word of `text`."""

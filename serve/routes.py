@@ -9,6 +9,7 @@ from seminar.client import api
 from serve.batch import BatchRequest
 from serve.direct import direct_to
 from serve.engine import Engine
+from serve.explorer import Site, explorer_routes
 from serve.guard import BodyLimit
 from serve.refusals import ERRORS, add_handlers
 from serve.watched import Watched
@@ -34,6 +35,7 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
     )
     app.include_router(_routes(service))
     app.include_router(_browsing(service))
+    app.include_router(explorer_routes(Site.read()))
     add_handlers(app)
     app.add_middleware(BodyLimit)
     app.add_middleware(Watched, observer=lambda: service().engine.observer)
@@ -98,12 +100,13 @@ def _browsing(service: Callable[[], Service]) -> APIRouter:
     router = APIRouter(prefix="/v1")
     Held = Annotated[Service, Depends(service)]
     Words = Annotated[str, Query(max_length=500)]
+    Prefix = Annotated[str, Query(max_length=512)]
     Limit = Annotated[int, Query(ge=1, le=1000)]
 
     @router.get("/users")
-    async def users(held: Held, prefix: Annotated[str, Query(max_length=512)] = "", limit: Limit = 50) -> api.UsersResponse:
+    async def users(held: Held, prefix: Prefix = "", order: api.UserOrder = "id", limit: Limit = 50) -> api.UsersResponse:
         """Users whose id begins with `prefix`."""
-        return await held.engine.users(prefix, limit)
+        return await held.engine.users(prefix, order, limit)
 
     @router.get("/items")
     async def items(held: Held, text: Words = "", limit: Limit = 20) -> api.ItemsResponse:

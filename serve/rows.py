@@ -121,9 +121,11 @@ def history_page(live: Live, store: HistoryStore, user_id: str, limit: int) -> a
     """A user's newest `limit` behaviours, newest last; UnknownUser if there is no such user."""
     stored, bundle = store.read(user_id), live.bundle
     newest = stored[len(stored) - min(limit, len(stored)) :]
+    rows = live.items(newest.item_L)
     columns = zip(
         store.names_of("items", newest.item_L),
-        live.items(newest.item_L).tolist(),
+        rows.tolist(),
+        live.catalogue.categories(np.maximum(rows, 0)),
         store.names_of("queries", newest.query_L),
         live.queries(newest.query_L).tolist(),
         newest.time_ms_L.tolist(),
@@ -131,12 +133,13 @@ def history_page(live: Live, store: HistoryStore, user_id: str, limit: int) -> a
         strict=True,
     )
     behaviours = []
-    for item, row, query, query_row, time_ms, request in columns:
+    for item, row, category, query, query_row, time_ms, request in columns:
         query_id, query_text = _stored_query(bundle, query, query_row)
         behaviours.append(
             api.StoredBehaviour(
                 item_id=str(item),
                 text=bundle.item_texts[row] if row != NONE else None,
+                category=category if row != NONE else None,
                 query_id=query_id,
                 query=query_text,
                 time_ms=time_ms,

@@ -90,6 +90,7 @@ def start_ray(ingress: Ingress, folder: Path, *, num_cpus: int | None = None, da
 def _announce(running: Running) -> None:
     bundle = served(running.url)
     print(f"serving bundle {running.version} ({bundle['items']:,} items, {bundle['users']:,} users) at {running.url}")
+    print(f"explorer: {running.url}/explorer/    a user's history, and what made a score")
     print(f"documentation: {running.url}/docs    versions: {running.url}/v1/bundle    Ray: {running.dashboard or 'no dashboard'}")
     body = '{"user_id": "1", "targets": [{"item_id": "ITEM"}], "explain": true}'
     print(f"try: curl -s {running.url}/v1/score -H 'content-type: application/json' -d '{body}'", flush=True)

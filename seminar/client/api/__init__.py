@@ -27,6 +27,7 @@ from seminar.client.api.browsing import (
     PublishedBundle,
     QueriesResponse,
     User,
+    UserOrder,
     UsersResponse,
 )
 from seminar.client.api.explaining import (
@@ -108,6 +109,7 @@ __all__ = [
     "TimeMs",
     "Timings",
     "User",
+    "UserOrder",
     "UsersResponse",
     "Version",
 ]

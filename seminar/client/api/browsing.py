@@ -1,6 +1,10 @@
 """What a person looks for before there is a request: users, items, queries and bundles."""
 
+from typing import Literal
+
 from seminar.client.api.base import Output
+
+UserOrder = Literal["id", "longest", "newest"]
 
 
 class User(Output):
@@ -13,7 +17,8 @@ class User(Output):
 
 class UsersResponse(Output):
     users: list[User]
-    """In the order of their ids' bytes. Ids of more than 510 bytes are not listed."""
+    """In the order asked for: by the bytes of their ids, the longest or the newest history first. Ids of more than 510 bytes are
+    not listed."""
     total: int
     """Users in the store of the node that answers."""
 

@@ -35,6 +35,7 @@ class EventsResponse(Output):
 class StoredBehaviour(Output):
     item_id: str
     text: str | None
+    category: str | None
     query_id: str | None
     query: str | None
     time_ms: int
