@@ -124,13 +124,21 @@ def run(phase: Phase, folder: Path) -> dict[str, Any]:
 
 def services(phase: Phase) -> dict[str, Any]:
     """A declarative config of all services with the same proxy, replicas and limits."""
-    serving = ServeConfig(port=phase.port, topology=phase.topology, history=Path(phase.history) / "lmdb", recommend=False)
-    serving = serving.model_copy(update={"keys": Path(phase.history) / f"keys-{phase.ingress}-{phase.topology}-{phase.replicas}"})
+    folder, name = Path(phase.history), f"keys-{phase.ingress}-{phase.topology}-{phase.replicas}"
+    serving = ServeConfig(
+        port=phase.port,
+        topology=phase.topology,
+        ingress=phase.ingress,
+        history=folder / "lmdb",
+        keys=folder / name,
+        recommend=False,
+    )
     settings = Settings(workdir=Path(phase.workdir), serve=serving)
     bundle = World.open(Path(phase.workdir)).bundle
     config = config_of(settings, bundle.version)
     (application,) = config["applications"]
-    limits = {key: value for key, value in application["deployments"][0].items() if key.startswith("max_")}
+    alike = ("max_ongoing_requests", "max_queued_requests", "backpressure_config", "request_router_config")
+    limits = {key: value for key, value in application["deployments"][0].items() if key in alike}
     for deployment in application["deployments"]:
         deployment.pop("autoscaling_config")
         deployment |= {"num_replicas": phase.replicas, "ray_actor_options": {"num_cpus": 0.1}}

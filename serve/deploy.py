@@ -25,6 +25,11 @@ from serve.proposing import has_index, published
 
 FOLDER = Path(__file__).resolve().parent
 APPLICATION = "seminar"
+STICKY_ROUTER = {
+    "request_router_class": "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter",
+    "request_router_kwargs": {"num_fallback_replicas": 1},
+}
+"""A user's requests (header x-session-id) go to one replica, and to a second one while the first is full."""
 POLL_S = 0.1
 EXPORTER = "serve.tracing:exporter"
 
@@ -54,6 +59,10 @@ def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
     application["args"] = args.model_dump(exclude_none=True)
     if chosen.trace_sample:
         config["tracing_config"] = {"enabled": True, "exporter_import_path": EXPORTER, "sampling_ratio": chosen.trace_sample}
+    if chosen.ingress == "proxy":
+        # HAProxy goes past Serve's routers, and Serve refuses one on the ingress behind it.
+        (ingress,) = (d for d in application["deployments"] if d["name"] == "Ingress")
+        ingress["request_router_config"] = STICKY_ROUTER
     return with_bundle(config, bundle)
 
 

@@ -66,6 +66,11 @@ def test_serve_would_refuse_a_wrong_value() -> None:
         ServeDeploySchema.model_validate(config)
 
 
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_no_ingress_names_a_router_which_serve_refuses_behind_haproxy(topology: str) -> None:
+    assert "request_router_config" not in _deployments(topology)["Ingress"]
+
+
 def test_fused_service_embeds_serve_fused_yaml() -> None:
     assert _embedded("fused") == _config("fused")
 

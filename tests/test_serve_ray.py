@@ -20,7 +20,7 @@ from seminar.artifacts import Artifact, Store
 from seminar.config import ServeConfig, Settings
 from seminar.errors import ArtifactError, SeminarError
 from serve.app import build
-from serve.deploy import FOLDER, DeployError, Serve, config_of, served, swap, with_bundle
+from serve.deploy import FOLDER, STICKY_ROUTER, DeployError, Serve, config_of, served, swap, with_bundle
 from serve.run import REPOSITORY, run
 from tests.served_world import World, mixture, offline
 
@@ -277,6 +277,17 @@ def test_settings_fill_in_the_yaml(world: World) -> None:
     changed = with_bundle(config, "v2")
     assert changed != config
     assert with_bundle(changed, version) == config
+
+
+def test_proxy_keeps_users_on_a_replica_by_a_router_and_haproxy_by_itself(world: World) -> None:
+    def routers(**serving: Any) -> dict[str, Any]:
+        settings = Settings(workdir=world.store.root, serve=ServeConfig(topology="split", **serving))
+        config = config_of(settings, world.bundles[0].version)
+        ServeDeploySchema.model_validate(config)
+        return {d["name"]: d.get("request_router_config") for d in config["applications"][0]["deployments"]}
+
+    assert routers(ingress="proxy") == dict.fromkeys(("Ingress", "GSU"), STICKY_ROUTER) | dict.fromkeys(("ESU", "Proposer"))
+    assert routers() == {"GSU": STICKY_ROUTER} | dict.fromkeys(("Ingress", "ESU", "Proposer"))
 
 
 @pytest.mark.parametrize("topology", ["fused", "split"])
