@@ -22,7 +22,8 @@ import torch
 from benchmarks.common import Goal, publish, run
 from seminar.client import api
 from seminar.config import RayConfig, load_settings
-from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
+from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
+from seminar.scoring import Searched
 from serve.engine import Engine
 from serve.metric_table import COMMON
 from serve.metrics import RayMetrics
@@ -94,7 +95,7 @@ class Seen(Watch):
         self.answers.append(answered)
         super().answered(answered)
 
-    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Retrieved) -> None:
+    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Searched) -> None:
         self.searches.append(Search(scorer, history, targets, found))
         super().retrieved(scorer, history, targets, found)
 

@@ -95,6 +95,40 @@ def collate(histories: Histories, requests: Sequence[Request], max_history: int)
     )
 
 
+def batch_of_one(
+    item_L: Int[np.ndarray, " L"],
+    query_L: Int[np.ndarray, " L"],
+    time_ms_L: Int[np.ndarray, " L"],
+    total_length: int,
+    item_T: Int[np.ndarray, " T"],
+    query_T: Int[np.ndarray, " T"],
+    task: int,
+    time_ms: int,
+) -> Batch:
+    """One request as a Batch of one; the same arithmetic as `collate`."""
+    hours, targets = hours_since(time_ms_L, np.array(time_ms)), len(item_T)
+    length = len(item_L)
+    width = max(length, 1)
+
+    def padded(values: np.ndarray, fill: int) -> Tensor:
+        return torch.from_numpy(values.astype(np.int64) if length else np.full(width, fill, np.int64))[None]
+
+    return Batch(
+        item_BL=padded(item_L, 0),
+        query_BL=padded(query_L, NONE),
+        hours_BL=torch.from_numpy(hours if length else np.zeros(width, np.float32))[None],
+        length_B=torch.tensor([length]),
+        total_length_B=torch.tensor([total_length]),
+        item_BT=torch.from_numpy(item_T.astype(np.int64))[None],
+        query_BT=torch.from_numpy(query_T.astype(np.int64))[None],
+        label_BT=torch.zeros(1, targets),
+        task_BT=torch.full((1, targets), task),
+        target_count_B=torch.tensor([targets]),
+        hour_of_week_B=torch.from_numpy(hour_of_week(np.array([time_ms]))),
+        week_B=torch.tensor([time_ms // MS_PER_WEEK]),
+    )
+
+
 def hours_since(time_ms: Int[np.ndarray, "*N"], now_ms: Int[np.ndarray, "*#N"]) -> Float[np.ndarray, "*N"]:
     """Age of behaviours in hours, never negative (clocks differ), float32."""
     return np.maximum((now_ms - time_ms) / MS_PER_HOUR, 0).astype(np.float32)

@@ -413,6 +413,8 @@ class ServeConfig(_Section):
     """Folder of packed keys, on a local disk; none: <workdir>/keys. Those of the two newest bundles are kept."""
     max_keys_gib: float = Field(64.0, gt=0)
     """Size limit of one bundle's packed keys (address space, not memory)."""
+    user_cache_mib: int = Field(512, ge=0)
+    """Memory of a replica for histories kept between requests, some 400 bytes a behaviour; the least recently used go first."""
     host: str = "127.0.0.1"
     port: int = Field(8000, gt=0, lt=65536)
     max_targets: int = Field(1000, gt=0)

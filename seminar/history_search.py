@@ -103,11 +103,17 @@ class HistorySearch:
 
     def top_k(self, history: Rows, probe: Probe, k: int) -> tuple[TopK, Choice]:
         """The K best of the history for each target, and how they were found."""
-        stored = self.key_store is not None and history.user_id is not None and self._gate != "target"
-        situation = Situation(self._gate, len(probe.query_Td), len(history.item_L), k, stored)
-        choice = self._fixed or choose(situation, self._overfetch)
+        choice, stored = self.choice(history, len(probe.query_Td), k), self._stores(history)
         with self._index(history, choice, stored) as index:
             return index.top_k(probe, k), choice
+
+    def choice(self, history: Rows, num_targets: int, k: int, *, kept: bool = False) -> Choice:
+        """How the K best for so many targets are to be found. kept: the history's packed keys are in memory."""
+        situation = Situation(self._gate, num_targets, len(history.item_L), k, kept or self._stores(history))
+        return self._fixed or choose(situation, self._overfetch)
+
+    def _stores(self, history: Rows) -> bool:
+        return self.key_store is not None and history.user_id is not None and self._gate != "target"
 
     @contextmanager
     def _index(self, history: Rows, choice: Choice, stored: bool) -> Iterator[Index]:

@@ -1,12 +1,16 @@
 """The served two-stage scorer: retrieve (GSU, whole history) then rank (ESU, what was kept).
 
+Where both stages run in one process and the bundle allows it, `find` and `rank_found` answer by `seminar/compiled/`; the torch
+ranker is the reference, explains, and scores what is not covered.
+
 `Retrieved` carries the kept behaviours themselves, so the second stage never reads a history: the two stages may run in one
 process or behind two services. Scores equal the offline ranker's on the same bundle; only the retriever may approximate.
 """
 
+import logging
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -15,9 +19,12 @@ from jaxtyping import Float, Int
 from numpy import ndarray
 from torch import Tensor
 
-from seminar.batching import Batch, hour_of_week, hours_since
+from seminar.batching import Batch, batch_of_one
 from seminar.bundle import Bundle
 from seminar.channels import ChannelSource, WithUnseenItems, WithUnseenQueries, encode_pairs
+from seminar.compiled.ready import FLOATS
+from seminar.compiled.scorer import CompiledScorer, Found
+from seminar.compiled.weights import uncovered
 from seminar.content import Content, UnseenItems
 from seminar.embedding import TextEncoder, open_text_encoder
 from seminar.embedding.text import TEXT_ENCODERS
@@ -28,86 +35,17 @@ from seminar.retrieval.base import Probe
 from seminar.retrieval.exact import ExactRetriever
 from seminar.retrieval.key_store import KeyStore
 from seminar.retrieval.regime import Choice, Method
-from seminar.schema import MS_PER_WEEK, NONE
+from seminar.schema import NONE
+from seminar.scoring import Explanation, Retrieved, Scored, ScoringHistory, Targets
 
-
-@dataclass(frozen=True)
-class ScoringHistory:
-    """One user's behaviours as catalogue rows, oldest first (query -1: none). user_id: whose packed keys may be kept."""
-
-    item_L: Int[ndarray, " L"]
-    query_L: Int[ndarray, " L"]
-    time_ms_L: Int[ndarray, " L"]
-    user_id: str | None = None
-
-
-@dataclass(frozen=True)
-class Targets:
-    """T candidates of one request. query_T: catalogue row, -1 none, or num_queries + i for row i of `unseen_Xd`.
-
-    item_T: catalogue row, or num_items + i for row i of `unseen_items`.
-    """
-
-    item_T: Int[ndarray, " T"]
-    query_T: Int[ndarray, " T"]
-    task: int
-    time_ms: int
-    unseen_Xd: Float[ndarray, "X d"] | None = None
-    unseen_items: UnseenItems | None = None
-
-    def heads_row(self, num_items: int) -> Int[ndarray, " T"]:
-        """Each item's row in the heads' tables."""
-        if self.unseen_items is None:
-            return self.item_T
-        stand_in_X, row_T = self.unseen_items.stand_in_X, self.item_T - num_items
-        return np.where(row_T < 0, self.item_T, stand_in_X[np.maximum(row_T, 0)])
-
-
-@dataclass(frozen=True)
-class Retrieved:
-    """GSU output, all the second stage needs: U behaviours (kept by any target, the newest, the oldest) and where they stood.
-
-    position_U: positions in the history, increasing. kept_TK: rows of U kept for each target, increasing, -1 padding at the end.
-    cross_TF: user-x-item features over the whole history. pooled_Sd: its general taste. choice: how the K were found.
-    """
-
-    item_U: Int[ndarray, " U"]
-    query_U: Int[ndarray, " U"]
-    time_ms_U: Int[ndarray, " U"]
-    position_U: Int[ndarray, " U"]
-    kept_TK: Int[ndarray, "T K"]
-    relevance_TK: Float[ndarray, "T K"]
-    cross_TF: Float[ndarray, "T F"]
-    pooled_Sd: Float[ndarray, "S d"]
-    total_length: int
-    choice: Choice
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why: kept positions, GSU relevance, each head's attention, each channel's part of the relevance, and the target's gate."""
-
-    position_TK: Int[ndarray, "T K"]
-    relevance_TK: Float[ndarray, "T K"]
-    attention_THK: Float[ndarray, "T H K"]
-    channel_TKM: Float[ndarray, "T K M"]
-    gate_TM: Float[ndarray, "T M"]
-
-
-@dataclass(frozen=True)
-class Scored:
-    """probability_T in (0, 1) for the request's task, how the history was searched, and optionally why."""
-
-    probability_T: Float[ndarray, " T"]
-    choice: Choice
-    explanation: Explanation | None = field(default=None)
+logger = logging.getLogger(__name__)
 
 
 class TwoStageScorer:
     """Scores targets against one user's whole history with one bundle. Thread-safe: it holds no per-request state.
 
     retriever: a method of `seminar/retrieval/regime.py`, or `auto`. overfetch: candidates a kept behaviour, the method's own if
-    None. key_store: keeps packed keys of users that requests name; it must be of this bundle.
+    None. key_store: keeps packed keys of users that requests name; it must be of this bundle. compiled False: torch alone.
     """
 
     def __init__(
@@ -116,27 +54,71 @@ class TwoStageScorer:
         retriever: Method | Literal["auto"] = "auto",
         overfetch: float | None = None,
         key_store: KeyStore | None = None,
+        *,
+        compiled: bool = True,
     ) -> None:
         self.bundle = bundle
         self.history_search = HistorySearch(bundle, retriever, overfetch, key_store)
         self._text_encoder: TextEncoder | None = None
+        reason = uncovered(bundle) if compiled else "it was not asked for"
+        self._compiled = CompiledScorer(bundle, self.history_search.space) if reason is None else None
+        if reason is not None:
+            logger.info("bundle %s is scored by torch operations, some ms a request, not compiled: %s", bundle.version, reason)
+
+    def ready(self, history: ScoringHistory) -> ScoringHistory:
+        """The history with all that its requests share, to be kept between them; as it is where the bundle is not compiled."""
+        if self._compiled is None or history.ready is not None:
+            return history
+        packed, store = None, self.history_search.key_store
+        if len(history.item_L) > FLOATS and store is not None and history.user_id is not None:
+            packed = store.copied(history.user_id, HistoryKeys(self.bundle, history))
+        ready = self._compiled.ready(history.item_L, history.query_L, history.time_ms_L, packed)
+        return replace(history, ready=ready)
+
+    def find(self, history: ScoringHistory, targets: Targets) -> Found | None:
+        """GSU by the compiled scorer, for `rank_found`; None for what it does not cover: then `retrieve` and `rank`."""
+        if self._compiled is None or targets.unseen_items is not None:
+            return None
+        k, kept = self.bundle.config.top_k, history.ready is not None and history.user_id is not None
+        choice = self.history_search.choice(history, len(targets.item_T), k, kept=kept)
+        if not self._compiled.covers(len(history.item_L), choice):
+            return None
+        ready = self.ready(history).ready
+        if ready is None or targets.time_ms < ready.newest_ms:
+            return None
+        asked = self._compiled.ask(targets.item_T, targets.query_T, targets.task, targets.time_ms, targets.unseen_Xd)
+        return self._compiled.find(ready, asked, choice, k)
+
+    def rank_found(self, found: Found) -> Scored:
+        """ESU and heads over what `find` kept."""
+        assert self._compiled is not None
+        return Scored(self._compiled.rank(found), found.choice)
+
+    @torch.inference_mode()
+    def retrieved(self, history: ScoringHistory, some: Targets, found: Found, chosen: Int[ndarray, " C"]) -> Retrieved:
+        """What `find` kept for some of its targets, as `rank` takes it. chosen: which of its targets they are."""
+        batch = self._batch(history, some, len(history.item_L))
+        return self._passed_on(history, batch, found.position_TK[chosen], found.relevance_TK[chosen], found.choice)
 
     @torch.inference_mode()
     def retrieve(self, history: ScoringHistory, targets: Targets) -> Retrieved:
         """GSU: the top-K of the whole history for each target."""
-        ranker, config = self.bundle.ranker, self.bundle.config
         batch = self._batch(history, targets, len(history.item_L))
-        top, choice = self.history_search.top_k(history, self._probe(targets), config.top_k)
-        kept, relevance = top.index_TK.numpy(), top.relevance_TK.numpy()
-        length = len(history.item_L)
-        position_U, rows = passed_on(kept, length, config.recent)
+        top, choice = self.history_search.top_k(history, self._probe(targets), self.bundle.config.top_k)
+        return self._passed_on(history, batch, top.index_TK.numpy(), top.relevance_TK.numpy(), choice)
+
+    def _passed_on(
+        self, history: ScoringHistory, batch: Batch, kept_TK: ndarray, relevance_TK: ndarray, choice: Choice
+    ) -> Retrieved:
+        ranker, length = self.bundle.ranker, len(history.item_L)
+        position_U, rows = passed_on(kept_TK, length, self.bundle.config.recent)
         return Retrieved(
             item_U=history.item_L[position_U],
             query_U=history.query_L[position_U],
             time_ms_U=history.time_ms_L[position_U],
             position_U=position_U,
             kept_TK=rows,
-            relevance_TK=relevance,
+            relevance_TK=relevance_TK,
             cross_TF=ranker.cross(batch)[0].numpy(),
             pooled_Sd=ranker.pooled_newest(batch).numpy(),
             total_length=length,
@@ -159,6 +141,9 @@ class TwoStageScorer:
 
     def score(self, history: ScoringHistory, targets: Targets, *, explain: bool = False) -> Scored:
         """Both stages."""
+        found = None if explain else self.find(history, targets)
+        if found is not None:
+            return self.rank_found(found)
         return self.rank(targets, self.retrieve(history, targets), explain=explain)
 
     @torch.inference_mode()
@@ -215,15 +200,14 @@ class TwoStageScorer:
 
     def _batch(self, history: ScoringHistory, targets: Targets, total_length: int) -> Batch:
         """Unseen items as the heads know them."""
-        known = replace(targets, item_T=targets.heads_row(len(self.bundle.item_ids)))
-        return _batch(history, known, total_length, history.time_ms_L)
+        item_T = targets.heads_row(len(self.bundle.item_ids))
+        columns = history.item_L, history.query_L, history.time_ms_L
+        return batch_of_one(*columns, total_length, item_T, targets.query_T, targets.task, targets.time_ms)
 
     def _explain(self, encoded: Encoded, ranked: Ranked, retrieved: Retrieved) -> Explanation:
         channel = self.bundle.ranker.contributions(encoded, torch.from_numpy(retrieved.kept_TK)[None])[0]
-        kept = retrieved.kept_TK
-        position = np.where(kept >= 0, retrieved.position_U[np.maximum(kept, 0)] if len(retrieved.position_U) else kept, NONE)
         attention, gate = ranked.interest.attention_BTHK[0].numpy(), encoded.gated.weight_NM[encoded.target_BT[0]].numpy()
-        return Explanation(position, retrieved.relevance_TK, attention, channel.numpy(), gate)
+        return Explanation(retrieved.position_TK, retrieved.relevance_TK, attention, channel.numpy(), gate)
 
 
 def passed_on(kept_TK: Int[ndarray, "T K"], length: int, recent: int) -> tuple[Int[ndarray, " U"], Int[ndarray, "T K"]]:
@@ -235,28 +219,3 @@ def passed_on(kept_TK: Int[ndarray, "T K"], length: int, recent: int) -> tuple[I
     # Padding, -1, reads the last entry.
     row_L1 = np.append(np.cumsum(needed_L) - 1, NONE)
     return np.flatnonzero(needed_L), row_L1[kept_TK]
-
-
-def _batch(history: ScoringHistory, targets: Targets, total_length: int, time_ms_L: ndarray) -> Batch:
-    """One request as a Batch of one; the same arithmetic as `batching.collate`."""
-    hours = hours_since(time_ms_L, np.array(targets.time_ms))
-    length = len(history.item_L)
-    width = max(length, 1)
-
-    def padded(values: ndarray, fill: int) -> Tensor:
-        return torch.from_numpy(values.astype(np.int64) if length else np.full(width, fill, np.int64))[None]
-
-    return Batch(
-        item_BL=padded(history.item_L, 0),
-        query_BL=padded(history.query_L, NONE),
-        hours_BL=torch.from_numpy(hours if length else np.zeros(width, np.float32))[None],
-        length_B=torch.tensor([length]),
-        total_length_B=torch.tensor([total_length]),
-        item_BT=torch.from_numpy(targets.item_T.astype(np.int64))[None],
-        query_BT=torch.from_numpy(targets.query_T.astype(np.int64))[None],
-        label_BT=torch.zeros(1, len(targets.item_T)),
-        task_BT=torch.full((1, len(targets.item_T)), targets.task),
-        target_count_B=torch.tensor([len(targets.item_T)]),
-        hour_of_week_B=torch.from_numpy(hour_of_week(np.array([targets.time_ms]))),
-        week_B=torch.tensor([targets.time_ms // MS_PER_WEEK]),
-    )

@@ -9,7 +9,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -18,7 +18,8 @@ TAU_WEEKS = (1.0, 4.0)
 NUM_TREND = len(TAU_WEEKS) + 1
 _STRIDE = 1 << 32
 """A key is item * 2**32 + week, which ascends because an item's weeks do."""
-_SCALE = 4
+SCALE = 4
+"""What log counts are divided by."""
 
 
 def decayed_counts(
@@ -36,6 +37,12 @@ def decayed_counts(
     return torch.from_numpy(key), torch.from_numpy(sums.astype(np.float32))
 
 
+def weeks_of_items(week_key_E: Int[ndarray, " E"], num_items: int) -> tuple[Int64[ndarray, " I1"], Int64[ndarray, " E"]]:
+    """Where each item's entries begin among those of `decayed_counts` (and, last, where they end), and the week of each entry."""
+    start = np.searchsorted(week_key_E, np.arange(num_items + 1) * _STRIDE)
+    return start.astype(np.int64), (week_key_E & (_STRIDE - 1)).astype(np.int64)
+
+
 @torch.no_grad()
 def trend_features(
     week_key_E: Int[Tensor, " E"], week_sum_EF: Float[Tensor, "E F"], item_BT: Int[Tensor, "B T"], week_B: Int[Tensor, " B"]
@@ -47,7 +54,7 @@ def trend_features(
     # What was found belongs to an earlier item if it lies longer ago than any real week.
     found_BT = (past_BT < _STRIDE // 2).to(week_sum_EF.dtype)
     decay_BTF = torch.stack([*(torch.exp(past_BT / -tau) for tau in TAU_WEEKS), found_BT], -1)
-    return (week_sum_EF[place_BT] * decay_BTF).log1p() / _SCALE
+    return (week_sum_EF[place_BT] * decay_BTF).log1p() / SCALE
 
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.

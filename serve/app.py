@@ -93,6 +93,7 @@ class Ingress:
         stages = LocalStages(observer) if gsu is None or esu is None else RemoteStages(gsu, esu, observer)
         proposals = None if proposer is None else RemoteProposals(proposer, observer)
         self.engine = Engine(options, options.open_history(), stages, proposals, observer)
+        observer.follow(self.engine.user_cache)
         self.latencies = Latencies()
         self._others = [handle for handle in (proposer, gsu, esu) if handle is not None]
 

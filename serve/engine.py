@@ -28,9 +28,10 @@ from serve.observe import Observer, Silent, answered, offering
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
-from serve.rows import Live, history_page, prepare, prepare_recommend, query_name
+from serve.rows import Kept, Live, history_page, prepare, prepare_recommend, query_name
 from serve.spans import in_thread, timed
 from serve.stages import Proposals, Stages
+from serve.users import UserCache
 
 CANDIDATES = 200
 """Ranked for a recommend request that does not say how many."""
@@ -51,6 +52,7 @@ class Engine:
         self.options, self.store, self.stages, self.proposals = options, store, stages, proposals
         self.observer = observer or Silent()
         self.offers = Offers(self.take)
+        self.user_cache: UserCache[Kept] = UserCache(options.user_cache_mib << 20)
         self._live: Live | None = None
         self._explainer = Explainer(options, store)
         self._io = ThreadPoolExecutor(4, "store")
@@ -216,7 +218,7 @@ class Engine:
         scorer = self.options.load_scorer(self.options.bundle_folder(reference))
         if self.options.import_histories:
             import_for(self.options, scorer, self.store)
-        return Live.of(scorer, self.store)
+        return Live.of(scorer, self.store, self.user_cache, ready=self.options.topology == "fused")
 
     async def _stored(self, stage: str, function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         """What a use of the store gives, and the milliseconds it took."""

@@ -9,6 +9,7 @@ from numpy import ndarray
 
 from seminar.bundle import Bundle
 from seminar.client import api
+from seminar.compiled.scorer import Found
 from seminar.schema import CHANNELS, NONE
 from seminar.scorer import Explanation, Retrieved, Scored, ScoringHistory, Targets, TwoStageScorer
 
@@ -35,6 +36,16 @@ def rank(scorer: TwoStageScorer, targets: Targets, retrieved: Retrieved, explain
         cross_TF=retrieved.cross_TF[best],
     )
     return replace(scored, explanation=scorer.rank(some, theirs, explain=True).explanation)
+
+
+def rank_found(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Found, explain_top: int) -> Scored:
+    """The same of what `TwoStageScorer.find` kept."""
+    scored = scorer.rank_found(found)
+    if not explain_top:
+        return scored
+    best = best_first(scored.probability_T, explain_top)
+    some = replace(targets, item_T=targets.item_T[best], query_T=targets.query_T[best])
+    return replace(scored, explanation=scorer.rank(some, scorer.retrieved(history, some, found, best), explain=True).explanation)
 
 
 def explanations(

@@ -22,6 +22,7 @@ from serve.options import Options
 from serve.problems import Refused
 from serve.rows import Live, Prepared, prepare
 from serve.spans import timed
+from serve.users import UserCache
 
 BESIDE = 1
 """Bundles kept beside the one in use."""
@@ -54,7 +55,7 @@ class Explainer:
     def _load(self, folder: Path) -> Live:
         # Without kept keys: those are for the bundles that are served.
         options = self._options.model_copy(update={"keep_keys": False})
-        return Live.of(options.load_scorer(folder), self._store)
+        return Live.of(options.load_scorer(folder), self._store, UserCache(0), ready=False)
 
     def _explain(self, live: Live, request: api.ExplainRequest) -> api.ExplainResponse:
         began = time.perf_counter()

@@ -16,7 +16,8 @@ from numpy import ndarray
 
 from seminar.artifacts import Manifest
 from seminar.client import api
-from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
+from seminar.scorer import TwoStageScorer
+from seminar.scoring import ScoringHistory, Searched, Targets
 
 Stage = Literal["history", "propose", "retrieve", "rank"]
 
@@ -95,7 +96,7 @@ class Observer(Protocol):
 
     def answered(self, answered: Answered) -> None: ...
 
-    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Retrieved) -> None:
+    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Searched) -> None:
         """The GSU searched a history, in this process."""
         ...
 
@@ -123,7 +124,7 @@ class Silent:
 
     def answered(self, answered: Answered) -> None: ...
 
-    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Retrieved) -> None: ...
+    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Searched) -> None: ...
 
     def appended(self, accepted: int, duplicates: int, took_ms: float) -> None: ...
 

@@ -14,7 +14,8 @@ import torch
 
 from seminar.retrieval.base import TopK
 from seminar.retrieval.recall import found_share
-from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
+from seminar.scorer import TwoStageScorer
+from seminar.scoring import ScoringHistory, Searched, Targets
 from serve.sink import Sink
 
 WAITING = 4
@@ -31,7 +32,7 @@ class Search:
     scorer: TwoStageScorer
     history: ScoringHistory
     targets: Targets
-    found: Retrieved
+    found: Searched
 
 
 class OnlineRecall:
@@ -48,7 +49,7 @@ class OnlineRecall:
     def offer(self, search: Search) -> None:
         """Sample, or let pass."""
         found = search.found
-        if not self._one_in or found.choice.method in EXACT or found.total_length <= found.kept_TK.shape[1]:
+        if not self._one_in or found.choice.method in EXACT or found.total_length <= found.relevance_TK.shape[1]:
             return
         self._seen += 1
         if self._seen % self._one_in:
@@ -79,13 +80,10 @@ def recall_of(search: Search) -> tuple[int, float]:
     truth_TL = search.scorer.relevance(
         search.history, replace(targets, item_T=targets.item_T[some], query_T=targets.query_T[some])
     )
-    rows = torch.from_numpy(found.kept_TK[some])
-    # The last entry is read by padding, -1.
-    position_U1 = torch.cat([torch.from_numpy(found.position_U), torch.tensor([-1])])
-    index_TK = position_U1[rows]
+    index_TK = torch.from_numpy(found.position_TK[some])
     share_T = found_share(truth_TL, TopK(index_TK, torch.from_numpy(found.relevance_TK[some])))
     kept = index_TK.shape[1]
-    return len(rows) * kept, float(share_T.sum()) * kept
+    return len(index_TK) * kept, float(share_T.sum()) * kept
 
 
 def _counted(retriever: str, checked: int, found: float) -> Callable[[Sink], None]:

@@ -40,6 +40,8 @@ class Options(BaseModel):
     keys: str | None = None
     """Folder of packed keys, on a disk of the node; none: <workdir>/keys."""
     max_keys_gib: float = Field(64.0, gt=0)
+    user_cache_mib: int = Field(512, ge=0)
+    """Memory of a replica for histories kept between requests, some 400 bytes a behaviour."""
     max_targets: int = Field(1000, gt=0)
     max_events: int = Field(10_000, gt=0)
     recommend: bool = True

@@ -1,7 +1,7 @@
 """Ids of a request and of the store to catalogue rows of one bundle, and back."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -11,29 +11,35 @@ from numpy import ndarray
 from seminar.bundle import Bundle, normal_text
 from seminar.candidates.proposer import Past
 from seminar.client import api
-from seminar.errors import UnknownUser
 from seminar.history.store import FREE_TEXT, CatalogueRows, HistoryStore, UserHistory
 from seminar.schema import NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve.catalogue import Catalogue
 from serve.proposing import Wish
 from serve.targets import now_ms, query_rows, targets_of, task_of
+from serve.users import UserCache
 
 
 @dataclass(frozen=True)
 class Live:
-    """A bundle ready to score, and the translation of stored ids to its rows; a request keeps the one it began with."""
+    """A bundle ready to score, and the translation of stored ids to its rows; a request keeps the one it began with.
+
+    users: what is kept of users between requests. ready: kept histories are made ready for the scorer of this process.
+    """
 
     scorer: TwoStageScorer
     items: CatalogueRows
     queries: CatalogueRows
+    users: UserCache["Kept"]
+    ready: bool
     catalogue: Catalogue
 
     @classmethod
-    def of(cls, scorer: TwoStageScorer, store: HistoryStore) -> "Live":
+    def of(cls, scorer: TwoStageScorer, store: HistoryStore, users: UserCache["Kept"], *, ready: bool) -> "Live":
         bundle = scorer.bundle
         queries = CatalogueRows(store, "queries", partial(_query_rows, bundle))
-        return cls(scorer, CatalogueRows(store, "items", bundle.item_row), queries, Catalogue(bundle))
+        items = CatalogueRows(store, "items", bundle.item_row)
+        return cls(scorer, items, queries, users, ready, Catalogue(bundle))
 
     @property
     def bundle(self) -> Bundle:
@@ -49,6 +55,21 @@ class Seen:
     request_L: Int[ndarray, " L"]
     stored: int
     known_user: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Memory it holds."""
+        history = self.history
+        columns = history.item_L, history.query_L, history.time_ms_L, self.request_L
+        return sum(column.nbytes for column in columns) + (0 if history.ready is None else history.ready.nbytes)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a cache holds of a user: all behaviours, and the time of the newest of them, known to the bundle or not."""
+
+    seen: Seen
+    newest_ms: int
 
 
 @dataclass(frozen=True)
@@ -96,17 +117,37 @@ def prepare_recommend(live: Live, store: HistoryStore, request: api.RecommendReq
 
 
 def _seen(live: Live, store: HistoryStore, request: api.ScoreRequest | api.RecommendRequest) -> Seen:
-    try:
-        stored, known_user = store.read(request.user_id), True
-    except UnknownUser:
-        stored, known_user = UserHistory.empty(), False
-    if request.time_ms is not None:
-        stored = stored[stored.time_ms_L <= request.time_ms]
+    kept = _kept(live, store, request.user_id)
+    if kept is None:
+        return _in_rows(live, UserHistory.empty(), None)
+    if request.time_ms is None or request.time_ms >= kept.newest_ms:
+        return kept.seen
+    stored = store.read(request.user_id)
+    return _in_rows(live, stored[stored.time_ms_L <= request.time_ms], request.user_id)
+
+
+def _kept(live: Live, store: HistoryStore, user_id: str) -> Kept | None:
+    """A user's whole history, from the cache if the store still has the version it was made from; None for an unknown user."""
+    # Asked before reading: what is appended in between makes the entry out of date, never the history.
+    version = store.version(user_id)
+    if version is None:
+        return None
+    kept = live.users.get(live.bundle.version, user_id, version)
+    if kept is None:
+        stored = store.read(user_id)
+        seen = _in_rows(live, stored, user_id)
+        if live.ready:
+            seen = replace(seen, history=live.scorer.ready(seen.history))
+        kept = Kept(seen, int(stored.time_ms_L.max(initial=0)))
+        live.users.put(live.bundle.version, user_id, version, kept, seen.nbytes)
+    return kept
+
+
+def _in_rows(live: Live, stored: UserHistory, user_id: str | None) -> Seen:
     item_L = live.items(stored.item_L)
     used = item_L != NONE
-    user_id = request.user_id if known_user else None
     history = ScoringHistory(item_L[used], live.queries(stored.query_L[used]), stored.time_ms_L[used], user_id)
-    return Seen(history, stored.request_L[used], len(stored), known_user)
+    return Seen(history, stored.request_L[used], len(stored), user_id is not None)
 
 
 def query_name(bundle: Bundle, event: api.EventIn) -> str | None:

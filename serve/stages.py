@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
-from serve.explain import rank
+from serve.explain import rank, rank_found
 from serve.held import Held
 from serve.observe import Observer, Silent
 from serve.options import Options
@@ -63,6 +63,11 @@ class LocalStages:
         """The engine itself holds it."""
 
     def _score(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
+        found, retrieve_ms = timed("retrieve", scorer.find, history, targets)
+        if found is not None:
+            self._observer.retrieved(scorer, history, targets, found)
+            scored, rank_ms = timed("rank", rank_found, scorer, history, targets, found, explain_top)
+            return StageResult(scored, retrieve_ms, rank_ms)
         retrieved, retrieve_ms = timed("retrieve", scorer.retrieve, history, targets)
         self._observer.retrieved(scorer, history, targets, retrieved)
         scored, rank_ms = timed("rank", rank, scorer, targets, retrieved, explain_top)

@@ -15,7 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy import ndarray
 
-from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
+from seminar.scorer import TwoStageScorer
+from seminar.scoring import ScoringHistory, Searched, Targets
 from serve.drift import ScoreDrift
 from serve.observe import Answered, Record, remember
 from serve.online_recall import OnlineRecall, Search
@@ -77,7 +78,7 @@ class Watch:
         remember(answered)
         self._notes.put(partial(self._on_answered, answered))
 
-    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Retrieved) -> None:
+    def retrieved(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, found: Searched) -> None:
         self._notes.put(partial(_on_retrieved, found))
         self._recall.offer(Search(scorer, history, targets, found))
 
@@ -176,10 +177,10 @@ class Watch:
             sink.set("seminar_user_cache_bytes", cache.size_bytes)
 
 
-def _on_retrieved(found: Retrieved, sink: Sink) -> None:
+def _on_retrieved(found: Searched, sink: Sink) -> None:
     sink.count("seminar_retriever_choices", 1, retriever=found.choice.method)
-    if len(found.kept_TK):
-        sink.observe("seminar_kept_behaviours", float(np.count_nonzero(found.kept_TK >= 0) / len(found.kept_TK)))
+    if len(found.position_TK):
+        sink.observe("seminar_kept_behaviours", float(np.count_nonzero(found.position_TK >= 0) / len(found.position_TK)))
 
 
 def _on_appended(accepted: int, duplicates: int, took_ms: float, sink: Sink) -> None:

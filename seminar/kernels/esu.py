@@ -40,14 +40,14 @@ def attend(query, table, content, row, hours, share, target, presence, bias, mix
                 content_at[k] = content[0] + row[n, at] * content[1]
                 word[k] = presence[row[n, at]] & presence[target[n]] if k < length else 0
         if len(presence):
-            _compare(content[0] + target[n] * content[1], content_at, size, word, length, cosine, count[n])
+            compare(content[0] + target[n] * content[1], content_at, size, word, length, cosine, count[n])
             if len(similar):
                 for k in range(length):
                     similar[n, place[k]] = cosine[SIDE * k]
         if len(share):
             _spread(share[n], place, length, nothing, part_at, scale)
         for first in range(0, heads, SIDE):
-            _soften(query[n], first, part_at, scale, length, cosine, bias_at, mix, weight)
+            soften(query[n], first, part_at, scale, length, cosine, bias_at, mix, weight)
             for k in range(length):
                 for h in range(SIDE):
                     attention[n, place[k], first + h] = weight[SIDE * k + h]
@@ -90,7 +90,7 @@ def _spread(share, place, length, nothing, part_at, scale):
 
 @numba.njit(nogil=True)
 @no_type_check
-def _compare(asked, content_at, size, word, length, cosine, count):
+def compare(asked, content_at, size, word, length, cosine, count):
     """cosine[4 k + any]: mean similarity over the modalities both have; count: SimTier histogram of each modality."""
     bins = len(count) // MODALITIES
     one, zero = floats.fill_lanes(np.float32(1)), floats.fill_lanes(np.float32(0))
@@ -115,7 +115,7 @@ def _compare(asked, content_at, size, word, length, cosine, count):
 
 @numba.njit(nogil=True)
 @no_type_check
-def _soften(query, first, part_at, scale, length, cosine, bias_at, mix, weight):
+def soften(query, first, part_at, scale, length, cosine, bias_at, mix, weight):
     """weight[4 k + h]: softmax over the rows of b1 x + cosine (b2 + b3 x) + bias, x the logit of head first + h."""
     parts, heads, dim = query.shape
     top, skip, size = floats.fill_lanes(np.float32(-np.inf)), 4 * first, 4 * dim

@@ -119,6 +119,7 @@ def _spread(vectors: int) -> Any:
     return spread
 
 
+dots_of_1 = _dots(1, own_rows=False)
 dots_shared = _dots(SIDE, own_rows=False)
 dots_of_3 = _dots(3, own_rows=True)
 pool_64 = _pool(4)
