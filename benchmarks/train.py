@@ -13,6 +13,7 @@ forward and backward, no update, on one core, in turns with ours on one core on 
 
 import argparse
 import json
+import os
 import tempfile
 import time
 from collections import defaultdict
@@ -40,7 +41,7 @@ from seminar.train.build import shard_paths
 from seminar.train.lanes import read_shards
 from seminar.train.training import Optimisers, train_step
 from workflows import embed, prepare
-from workflows.runtime import absolute
+from workflows.runtime import HUGE_PAGES, absolute
 
 LENGTH, REQUESTS = 1000, 256
 TOP_K, TARGETS, PER_LANE = (50, 200), (1, 10, 100), (16, 64)
@@ -69,6 +70,7 @@ def main() -> None:
     store = Store(settings.workdir)
     prepare.run(settings, store)
     embed.run(settings, store)
+    os.environ.setdefault(*HUGE_PAGES)
     with tempfile.TemporaryDirectory() as folder:
         work = (arguments.workers, Source(settings.workdir), arguments.quick, Path(folder))
         mp.spawn(_worker, work, arguments.workers)

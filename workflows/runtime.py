@@ -24,6 +24,10 @@ Step = Callable[[dict[str, Any]], dict[str, Any]]
 REPOSITORY = Path(__file__).resolve().parent.parent
 """Folder that holds `workflows` and `seminar`; sent to a cluster whose nodes may not have it."""
 
+HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+"""Environment of processes that are started after it is set: malloc asks for huge pages, which Linux gives where it may. A training
+step touches hundreds of MB and takes a third less CPU time with them, with the same results; read once, at a process's start."""
+
 
 @contextmanager
 def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]:
@@ -48,6 +52,7 @@ def ray_session(config: RayConfig, *, dashboard: bool = False) -> Iterator[None]
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         # Ray's C++ side prints advice about its own actors to our terminal; its log files keep everything else.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        os.environ.setdefault(*HUGE_PAGES)
         ray.init(address="local", num_cpus=config.num_cpus, include_dashboard=dashboard, **options)
     _quieten()
     try:
