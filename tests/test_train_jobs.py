@@ -213,3 +213,22 @@ def test_a_psu_of_another_shape_is_refused(store: Store, tiny_pairs: Artifact) -
     check_psu(psu, vectors, SMALL.model_copy(update={"dim": 32, "top_k": 9}))
     with pytest.raises(VersionMismatch, match=r"'dim': 32.*'dim': 16.*run pretrain"):
         check_psu(psu, vectors, SMALL)
+
+
+@ray.remote
+def large_memory_flags() -> set[str]:
+    """Flags of the mapping that holds a large new block of malloc's."""
+    block = np.ones(1 << 25, np.uint8)
+    address, inside = block.ctypes.data, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in (first := line.split(maxsplit=1)[0]) and not first.endswith(":"):
+            low, high = (int(part, 16) for part in first.split("-"))
+            inside = low <= address < high
+        elif inside and line.startswith("VmFlags:"):
+            return set(line.split()[1:])
+    return set()
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage/enabled").exists(), reason="no huge pages to ask for")
+def test_processes_of_a_job_ask_for_huge_pages(ray_session: None) -> None:
+    assert "hg" in ray.get(large_memory_flags.remote())

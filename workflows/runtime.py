@@ -25,8 +25,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 """Folder that holds `workflows` and `seminar`; sent to a cluster whose nodes may not have it."""
 
 HUGE_PAGES = ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-"""Environment of processes that are started after it is set: malloc asks for huge pages, which Linux gives where it may. A training
-step touches hundreds of MB and takes a third less CPU time with them, with the same results; read once, at a process's start."""
+"""Environment of processes that are started after it is set: malloc asks for huge pages, which Linux gives where it may. A
+training step touches hundreds of MB and takes a third less CPU time with them, with the same results."""
 
 
 @contextmanager
