@@ -3,9 +3,10 @@
     python -m benchmarks.transfer [--config configs/retriever.toml] [--users 200 600] [--seeds 0 1 2]
 
 The shops are made of Complete Journey: two thirds of the households and the department GROCERY; the other households and all
-other departments. They share the text encoder and nothing else. On the second shop, of which a few households are taken, three
-starts are compared after the same steps: from scratch, from its own pretraining, from the retriever of the first shop. Figures
-are Recall@50 of the whole catalogue on test, means over seeds; intervals are over users and seeds, differences are paired.
+other departments. They share the text encoder and some brands and makers, which are attribute tokens. On the second shop, of
+which a few households are taken, four starts are compared after the same steps: from scratch, from its own pretraining, from the
+retriever of the first shop, and from that without its attribute tokens, as if no brand were known. Figures are Recall@50 of the
+whole catalogue on test, means over seeds; intervals are over users and seeds, differences are paired.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors.torch import load_file, save_file
 
 from benchmarks.common import Goal, publish, run
 from benchmarks.retrievers import SEEN, UNSEEN, changed, ranked, trained
@@ -32,7 +34,7 @@ from workflows.runtime import absolute, ray_session
 
 DEPARTMENT = "department=GROCERY"
 SCRATCH, OWN, OTHER = "from scratch", "own pretraining", "the other shop's retriever"
-SOURCE_STEPS, TARGET_STEPS = 600, 200
+UNBRANDED = "the other shop's retriever without its attribute tokens"
 
 
 def main() -> None:
@@ -40,17 +42,21 @@ def main() -> None:
     parser.add_argument("--config", type=Path, default=Path("configs/retriever.toml"))
     parser.add_argument("--users", type=int, nargs="+", default=[200, 600])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--source-steps", type=int, default=600, help="of the first shop's retriever")
+    parser.add_argument("--steps", type=int, default=200, help="on the second shop, after each start")
     own = parser.parse_args()
     settings = absolute(load_settings(own.config))
     with ray_session(settings.ray):
         pairs = prepare.run(settings, Store(settings.workdir))
         folder = settings.workdir.parent / "transfer"
         first, second = (write_shop(pairs, folder / name, grocery) for name, grocery in (("grocery", True), ("rest", False)))
-        source_settings, source = shop(settings, first, {"steps": SOURCE_STEPS})
+        source_settings, source = shop(settings, first, {"steps": own.source_steps})
         origin = trained(source_settings, source)
+        starts = {OTHER: origin, UNBRANDED: without_tokens(source, origin)}
         found: list[Goal] = []
         for users in own.users:
-            found += goals([target_rows(settings, second, users, seed, origin) for seed in own.seeds], users, len(own.seeds))
+            runs = [target_rows(settings, second, users, own.steps, seed, starts) for seed in own.seeds]
+            found += goals(runs, users, len(own.seeds), f"{own.source_steps} and {own.steps} steps")
     publish("transfer", found)
 
 
@@ -95,24 +101,34 @@ def shop(settings: Settings, folder: Path, train: Mapping[str, Any], users: int 
     return of_shop, store
 
 
-def target_rows(settings: Settings, folder: Path, users: int, seed: int, origin: Artifact) -> Rows:
-    """The three starts under one seed, on the same behaviours."""
+def without_tokens(store: Store, origin: Artifact) -> Artifact:
+    """The same retriever but for its attribute tokens: who starts from it draws them anew."""
+    name = "retriever.safetensors"
+    draft = store.draft("retriever", {"retriever": origin}, {**origin.manifest.config, "without": "attribute tokens"})
+    weights = load_file(origin.file(name))
+    save_file({key: value for key, value in weights.items() if not key.startswith("channels.tokens.")}, draft.path / name)
+    return store.publish(draft, current=False)
+
+
+def target_rows(settings: Settings, folder: Path, users: int, steps: int, seed: int, origins: Mapping[str, Artifact]) -> Rows:
+    """All starts under one seed, on the same behaviours."""
     seeds = {"train_retriever": {"seed": seed}, "pretrain_retriever": {"seed": seed}}
-    of_shop, store = shop(settings, folder, {"steps": TARGET_STEPS}, users)
-    starts = {SCRATCH: {"pretrained": False}, OWN: {"pretrained": True}, OTHER: {"pretrained": False, "start": origin.path}}
+    of_shop, store = shop(settings, folder, {"steps": steps}, users)
+    starts: dict[str, dict[str, Any]] = {SCRATCH: {"pretrained": False}, OWN: {"pretrained": True}}
+    starts |= {name: {"pretrained": False, "start": origin.path} for name, origin in origins.items()}
     towers = {name: trained(changed(of_shop, seeds, {"train_retriever": start}), store) for name, start in starts.items()}
     return ranked(of_shop, store, towers)
 
 
-def goals(runs: Sequence[Rows], users: int, seeds: int) -> Iterator[Goal]:
+def goals(runs: Sequence[Rows], users: int, seeds: int, steps: str) -> Iterator[Goal]:
     lines: Sequence[Mapping[str, Any]] = summarise(runs, np.random.default_rng(7), (SCRATCH,), sliced=FULL)
     of_full = [line for line in lines if line["protocol"] == FULL]
     main = [line for line in of_full if line["query_origin"] == of_full[0]["query_origin"]]
     for bin_, label in (((ALL, ALL), "all items"), (SEEN, "seen items"), (UNSEEN, "unseen items")):
         of_bin = {line["scorer"]: line for line in main if (line["slice"], line["bin"]) == bin_}
-        for name in (SCRATCH, OWN, OTHER):
+        for name in (SCRATCH, OWN, OTHER, UNBRANDED):
             figure = of_bin[name]["metrics"]["HIT@50"]
-            yield Goal(f"{users} households, {label}, {seeds} seeds: Recall@50 {name}", figure["value"], "")
+            yield Goal(f"{users} households, {label}, {seeds} seeds, {steps}: Recall@50 {name}", figure["value"], "")
             if name == SCRATCH:
                 continue
             gain = of_bin[name]["gains"][SCRATCH]["HIT@50"]
