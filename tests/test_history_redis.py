@@ -213,3 +213,20 @@ def test_lease_of_a_holder_that_died_ends_and_that_of_a_living_one_does_not(
         waiting.join()
         assert order == ["first", "second"]
         assert client.get("lock") is None
+
+
+def test_server_that_lost_names_is_not_read_with_their_numbers(server: RedisServer) -> None:
+    """As after a failover, or a crash under appendfsync everysec: the number of a lost name could become that of another."""
+    store = RedisHistoryStore(server.url)
+    store.append("u", [event(0), event(1)])
+    with server.client() as client:
+        for key in ("seminar:items", "seminar:items:names"):
+            client.delete(key)
+    server.kill()
+    server.start()
+    with pytest.raises(StoreUnavailable, match="got no items of that name at 1"):
+        store.read("u")
+    other = RedisHistoryStore(server.url)
+    assert other.intern("items", ["another"]).tolist() == [0]
+    with pytest.raises(StoreUnavailable, match="start every replica of the service again"):
+        store.append("u", [event(2)])

@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -43,14 +43,18 @@ _RENEW = _OWNED.format("'PEXPIRE', KEYS[1], ARGV[2]")
 _RELEASE = _OWNED.format("'DEL', KEYS[1]")
 
 
-def connect(url: str, durability: Durability, timeout_s: float) -> redis.Redis:
-    """A client whose connections are checked; it connects when it is first used. timeout_s: of connecting and of each answer."""
+def connect(url: str, durability: Durability, timeout_s: float, check_more: Callable[[Any], None]) -> redis.Redis:
+    """A client whose connections are checked, by `check_more` too; it connects when it is first used.
+
+    timeout_s: of connecting and of each answer.
+    """
     name = readable(url)
 
     def check(connection: Any) -> None:
         connection.on_connect()
         try:
             check_server(connection, durability, name)
+            check_more(connection)
         except StoreUnavailable:
             connection.disconnect()
             raise

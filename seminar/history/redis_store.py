@@ -2,7 +2,7 @@
 
     seminar:history:<user>    header and rows (`redis_record.py`)       seminar:users      their ids, sorted
     seminar:events:<user>     digests of (event_id): what was accepted before
-    seminar:items, queries    name -> local id, append-only             ...:names          local id -> name
+    seminar:items, queries    names and local ids (`redis_names.py`)
     seminar:meta              format, and the artefacts that were imported
 
 An append looks (one round trip), merges here, and commits by a script that writes only if the header is still the one it saw,
@@ -11,10 +11,10 @@ and its answer comes after the fsync. One server (or one with replicas to fail o
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int, Int32
@@ -22,6 +22,7 @@ from numpy import ndarray
 
 from seminar.errors import ArtifactError, explain
 from seminar.history.chunks import Intern, arrange, newer_rows, renumber
+from seminar.history.redis_names import Names, key_of
 from seminar.history.redis_record import HEAD_BYTES, Change, Head, grow, rows_of
 from seminar.history.redis_server import connect, in_our_words, lease, readable
 from seminar.history.store import (
@@ -38,11 +39,9 @@ from seminar.history.store import (
 from seminar.schema import NONE
 from seminar.sequences import Histories
 
-T = TypeVar("T")
 FORMAT = b"1"
 ATTEMPTS = 100
 """Times an append begins again because another one to the same user came between; one of them always gets through."""
-_NAMES_AT_ONCE = 10_000
 _USERS_AT_ONCE = 256
 _ROWS_AT_ONCE = 200_000
 _PREFIX = "seminar:"
@@ -56,21 +55,6 @@ redis.call('SETRANGE', KEYS[1], 0, ARGV[2])
 if ARGV[1] == '' then redis.call('ZADD', KEYS[3], 0, ARGV[5]) end
 for i = 6, #ARGV, 1000 do redis.call('SADD', KEYS[2], unpack(ARGV, i, math.min(i + 999, #ARGV))) end
 return 1
-"""
-# KEYS: name -> id, id -> name. ARGV: names. Their ids, new ones for those that have none.
-_INTERN = """
-local size, ids = redis.call('HLEN', KEYS[1]), {}
-for i, name in ipairs(ARGV) do
-  local id = redis.call('HGET', KEYS[1], name)
-  if not id then
-    id = tostring(size)
-    redis.call('HSET', KEYS[1], name, id)
-    redis.call('HSET', KEYS[2], id, name)
-    size = size + 1
-  end
-  ids[i] = id
-end
-return ids
 """
 
 
@@ -92,7 +76,8 @@ class RedisHistoryStore:
         replicas: that must have got a write before it counts. timeout_s: of each step of a call, most have one to three.
         """
         self._name, self._replicas, self._wait_ms = readable(url), replicas, int(500 * timeout_s)
-        self._client: Any = connect(url, durability, timeout_s)
+        self._names = Names(self._name)
+        self._client: Any = connect(url, durability, timeout_s, self._names.check)
         with in_our_words(self._name):
             self._client.hsetnx(_META, "format", FORMAT)
             found: Any = self._client.hget(_META, "format")
@@ -154,23 +139,19 @@ class RedisHistoryStore:
 
     def intern(self, kind: Kind, names: Sequence[str]) -> Int32[ndarray, " N"]:
         """Local ids, given for ever; new names get the next numbers."""
-        local: list[bytes] = []
         with in_our_words(self._name):
-            for part in _parts(names, _NAMES_AT_ONCE):
-                local += self._client.eval(_INTERN, 2, _PREFIX + kind, f"{_PREFIX}{kind}:names", *part)
-        return np.array(local, np.int32)
+            return self._names.intern(self._client, kind, names)
 
     def names(self, kind: Kind, start: int = 0) -> list[str]:
         """All names whose local id is at least `start`, in order."""
         with in_our_words(self._name):
-            size = self._client.hlen(f"{_PREFIX}{kind}:names")
-            return [name for part in _parts(range(start, size), _NAMES_AT_ONCE) for name in self._names(kind, part)]
+            return self._names.all(self._client, kind, start)
 
     def names_of(self, kind: Kind, local_N: Int[ndarray, " N"]) -> list[str | None]:
         """Name of each local id, None for -1."""
         wanted = np.unique(local_N[local_N != NONE]).tolist()
         with in_our_words(self._name):
-            found = [name for part in _parts(wanted, _NAMES_AT_ONCE) for name in self._names(kind, part)]
+            found = self._names.of(self._client, kind, wanted)
         known = dict(zip(wanted, found, strict=True))
         return [known.get(local) for local in local_N.tolist()]
 
@@ -221,7 +202,7 @@ class RedisHistoryStore:
                 pipe.smismember(_events(user_id), [_digest(name) for name in ids])
             asked = [kind for kind in names if names[kind]]
             for kind in asked:
-                pipe.hmget(_PREFIX + kind, names[kind])
+                pipe.hmget(key_of(kind), names[kind])
             packed, *answers = pipe.execute()
         seen = {name for name, there in zip(ids, answers.pop(0), strict=True) if there} if ids else set()
         fresh = []
@@ -232,6 +213,8 @@ class RedisHistoryStore:
                 seen.add(event.event_id)
         found = zip(asked, answers, strict=True)
         local = {(kind, name): int(i) for kind, ids in found for name, i in zip(names[kind], ids, strict=True) if i is not None}
+        for (kind, name), told in local.items():
+            self._names.tell(kind, told, name)
         return _Looked(Head.unpack(packed), fresh, local)
 
     def _known_or_new(self, looked: _Looked) -> Intern:
@@ -275,9 +258,6 @@ class RedisHistoryStore:
             raise unknown_user(user_id)
         return rows_of(packed)
 
-    def _names(self, kind: Kind, local: Sequence[int]) -> list[str]:
-        return [name.decode() for name in self._client.hmget(f"{_PREFIX}{kind}:names", local)]
-
 
 def _history(user_id: str) -> str:
     return f"{_PREFIX}history:{user_id}"
@@ -289,7 +269,3 @@ def _events(user_id: str) -> str:
 
 def _digest(event_id: str) -> bytes:
     return hashlib.blake2b(event_id.encode(), digest_size=16).digest()
-
-
-def _parts(sequence: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    return (sequence[at : at + size] for at in range(0, len(sequence), size))
