@@ -4,6 +4,7 @@ At most `WAITING` searches wait; what comes on top is dropped and counted, so a 
 `TARGETS` targets are repeated: exact search reads 1 KiB a behaviour, at 100,000 behaviours a quarter of a second of one core.
 """
 
+import logging
 import os
 import queue
 import threading
@@ -38,8 +39,8 @@ class Search:
 class OnlineRecall:
     """Takes every `one_in`-th approximate search that is longer than what is kept; 0 takes none. report: by whom it is told."""
 
-    def __init__(self, one_in: int, report: Callable[[Callable[[Sink], None]], None]) -> None:
-        self._one_in, self._report = one_in, report
+    def __init__(self, one_in: int, report: Callable[[Callable[[Sink], None]], None], logger: logging.Logger) -> None:
+        self._one_in, self._report, self._logger = one_in, report, logger
         self._seen = 0
         self._waiting: queue.Queue[Search | None] = queue.Queue(WAITING)
         self._thread = threading.Thread(target=self._work, name="recall", daemon=True)
@@ -48,8 +49,7 @@ class OnlineRecall:
 
     def offer(self, search: Search) -> None:
         """Sample, or let pass."""
-        found = search.found
-        if not self._one_in or found.choice.method in EXACT or found.total_length <= found.relevance_TK.shape[1]:
+        if not self._one_in or not approximate(search.found):
             return
         self._seen += 1
         if self._seen % self._one_in:
@@ -69,8 +69,16 @@ class OnlineRecall:
         # On Linux a thread has a nice value of its own.
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
         while (search := self._waiting.get()) is not None:
-            checked, found = recall_of(search)
-            self._report(_counted(search.found.choice.method, checked, found))
+            try:
+                self._report(_counted(search.found.choice.method, *recall_of(search)))
+            except Exception:
+                # The next search may be fine.
+                self._logger.exception("a search could not be repeated")
+
+
+def approximate(found: Searched) -> bool:
+    """Whether a search could have missed anything."""
+    return found.choice.method not in EXACT and found.total_length > found.relevance_TK.shape[1]
 
 
 def recall_of(search: Search) -> tuple[int, float]:

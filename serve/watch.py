@@ -51,7 +51,7 @@ class Watch:
         self._sink, self._options, self._logger = sink, options, logger
         self._log, self._period_s = RequestLog(logger, options), period_s
         self._notes: queue.SimpleQueue[Note] = queue.SimpleQueue()
-        self._recall = OnlineRecall(options.recall_sample, self._notes.put)
+        self._recall = OnlineRecall(options.recall_sample, self._notes.put, logger)
         self._drift: dict[str, ScoreDrift] = {}
         self._scores: defaultdict[str, list[ndarray]] = defaultdict(list)
         self._version: str | None = None

@@ -287,7 +287,7 @@ def test_online_recall_counts_what_was_missed(world: World) -> None:
 
 def test_a_burst_of_samples_is_dropped_and_counted(world: World) -> None:
     told: list[Any] = []
-    recall = OnlineRecall(1, told.append)
+    recall = OnlineRecall(1, told.append, logging.getLogger("seminar-test-watch"))
     scorer = Options(workdir=str(world.store.root), retriever="int8", keep_keys=False).load_scorer(world.bundles[0].path)
     rows = np.arange(60)
     history = ScoringHistory(rows, np.full(60, NONE), START_MS + rows)
@@ -306,7 +306,7 @@ def test_a_burst_of_samples_is_dropped_and_counted(world: World) -> None:
 
 def test_exact_and_short_searches_are_not_sampled(world: World) -> None:
     told: list[Any] = []
-    recall = OnlineRecall(1, told.append)
+    recall = OnlineRecall(1, told.append, logging.getLogger("seminar-test-watch"))
     for method, length in (("exact", 60), ("merged", 60), ("int8", 3)):
         scorer = Options(workdir=str(world.store.root), retriever=method, keep_keys=False).load_scorer(world.bundles[0].path)
         rows = np.arange(length)
