@@ -137,7 +137,8 @@ class Load:
             self._due.append(due)
             if not self._idle and self.open < MAX_CONNECTIONS:
                 self._idle.append(await self._connect())
-            if self._idle:
+            # An answer that came meanwhile may have sent it already.
+            if self._idle and self._due:
                 self._send(self._idle.pop(), self._due.popleft())
             due += self._draw.expovariate(self.plan.rate)
         await self._rest()

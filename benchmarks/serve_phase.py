@@ -22,6 +22,7 @@ import ray
 from ray import serve as ray_serve
 
 from benchmarks.serve_client import HOST, Plan
+from benchmarks.serve_routing import stickiness
 from benchmarks.serve_world import PLANTED, TARGETS, World, offline, planted_user
 from seminar.bundle import Bundle
 from seminar.config import ServeConfig, Settings
@@ -116,10 +117,11 @@ def run(phase: Phase, folder: Path) -> dict[str, Any]:
     try:
         difference = check(measurement)
         threads = measure_all(measurement)
+        routed = {name: stickiness(phase.port, header=name == "header") for name in ("header", "no header")}
     finally:
         ray_serve.shutdown()
         ray.shutdown()
-    return {"phase": asdict(phase), "difference": difference, "threads": threads, "rows": measurement.rows}
+    return {"phase": asdict(phase), "difference": difference, "threads": threads, "routed": routed, "rows": measurement.rows}
 
 
 def services(phase: Phase) -> dict[str, Any]:

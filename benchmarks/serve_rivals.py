@@ -129,6 +129,11 @@ class Trivial:
     async def constant(self) -> dict[str, str]:
         return {"status": "ok"}
 
+    @trivial.get("/replica")
+    async def replica(self) -> str:
+        """Which replica a request reached."""
+        return serve.get_replica_context().replica_tag
+
 
 def build_rival(args: dict[str, Any]) -> Application:
     """args: arguments of Rival."""
