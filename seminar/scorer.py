@@ -65,6 +65,7 @@ class TwoStageScorer:
         if reason is not None:
             logger.info("bundle %s is scored by torch operations, some ms a request, not compiled: %s", bundle.version, reason)
 
+    @torch.inference_mode()
     def ready(self, history: ScoringHistory) -> ScoringHistory:
         """The history with all that its requests share, to be kept between them; as it is where the bundle is not compiled."""
         if self._compiled is None or history.ready is not None:
