@@ -60,7 +60,7 @@ class TwoStageScorer:
         self.bundle = bundle
         self.history_search = HistorySearch(bundle, retriever, overfetch, key_store)
         self._text_encoder: TextEncoder | None = None
-        reason = uncovered(bundle) if compiled else "it was not asked for"
+        reason = uncovered(bundle.config) if compiled else "it was not asked for"
         self._compiled = CompiledScorer(bundle, self.history_search.space) if reason is None else None
         if reason is not None:
             logger.info("bundle %s is scored by torch operations, some ms a request, not compiled: %s", bundle.version, reason)

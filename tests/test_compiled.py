@@ -1,5 +1,8 @@
 """The compiled scorer gives the torch ranker's scores, for every model that it takes and any history and targets."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -8,6 +11,8 @@ from hypothesis import strategies as st
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
 from seminar.config import ModelConfig
+from seminar.history_search import key_space
+from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, PSR
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from tests.bundles import MODEL, make_bundle, make_vectors
@@ -68,3 +73,20 @@ def test_scores_equal_those_of_the_torch_ranker(bundle: Bundle, seed: int, lengt
     expected = torch_alone.score(history, targets).probability_T
     np.testing.assert_allclose(compiled.rank_found(found).probability_T, expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(compiled.score(compiled.ready(history), targets).probability_T, expected, rtol=0, atol=1e-5)
+
+
+def test_long_histories_go_by_kept_packed_keys_and_merge_candidates_again(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("scorer", "compiled.ready", "compiled.scorer"):
+        monkeypatch.setattr(f"seminar.{module}.FLOATS", 50)
+    rng = np.random.default_rng(0)
+    history, targets = some_history(rng, bundle, 700), some_targets(rng, bundle, 30, unseen=True)
+    keys = open_shared(tmp_path, key_space(bundle), bundle.version, max_gib=0.1)
+    scorer = TwoStageScorer(bundle, key_store=keys)
+    ready = scorer.ready(replace(history, user_id="u"))
+    assert ready.ready is not None
+    assert ready.ready.key_Ld is None
+    assert scorer.find(ready, targets) is not None
+    expected = TwoStageScorer(bundle, "exact", compiled=False).score(history, targets).probability_T
+    np.testing.assert_allclose(scorer.score(ready, targets).probability_T, expected, rtol=0, atol=1e-5)

@@ -1,10 +1,10 @@
 """What a score costs when it is served: time a target on one core by history length, and bytes that a search reads.
 
 Channels come from precomputed tables, as in a bundle, and what a history's behaviours are in channel space is known before the
-clock starts, for every model alike. SEMINAR is timed as `TwoStageScorer` serves it: the user's packed 8-bit keys are kept,
-candidates are looked up and re-scored exactly, the ESU sees what was kept. The others are timed by their forward pass: what
-their papers keep beside it (ETA's signatures, SDIM's buckets, TWIN's projections, SIM's index) is made within the clock, so their
-figures are upper bounds; DIN has nothing to keep.
+clock starts, for every model alike. SEMINAR is timed as `TwoStageScorer` serves it, compiled where its model allows that: the
+user's history is kept ready with 8-bit keys, candidates are re-scored exactly, the ESU sees what was kept. The others are timed
+by their forward pass: what their papers keep beside it (ETA's signatures, SDIM's buckets, TWIN's projections, SIM's index) is
+made within the clock, so their figures are upper bounds; DIN has nothing to keep.
 """
 
 import time
@@ -19,22 +19,27 @@ from torch import Tensor
 
 from seminar.artifacts import Artifact
 from seminar.baselines.base import Baseline, Seen
-from seminar.batching import Batch, Request, collate
+from seminar.batching import MS_PER_HOUR, Batch, Request, collate
 from seminar.channels import ChannelEncoder, UnitTables, encode_pairs, unit_tables
+from seminar.compiled.scorer import CompiledScorer
+from seminar.compiled.weights import uncovered
 from seminar.config import Kind, ModelConfig
 from seminar.encoded import encode
+from seminar.heads import HOURS_PER_WEEK
 from seminar.history_search import HistoryKeys, key_space
 from seminar.models import load_model
 from seminar.ranker import Ranker
 from seminar.retrieval.int8 import Int8Retriever
-from seminar.retrieval.regime import OVERFETCH
+from seminar.retrieval.regime import OVERFETCH, Situation, choose
 from seminar.retrieval.rescored import LookedUp, RescoredIndex
-from seminar.schema import CTR, NONE
+from seminar.schema import CTR, MS_PER_WEEK, NONE
 from seminar.scorer import passed_on
 from seminar.sequences import Histories
 
 TARGETS = 100
 REPEATS = 7
+MONDAY = 72
+"""Hour of the week, counted from Monday, at which weeks of the Unix epoch begin."""
 _FLOAT = 4
 
 
@@ -145,10 +150,34 @@ class _History:
 
 
 def served(ranker: Ranker, batch: Batch) -> Callable[[], Float[Tensor, "1 T S"]]:
-    """One request against kept keys, as `TwoStageScorer` answers it; keys are packed before the clock starts."""
+    """One request against a kept history, as `TwoStageScorer` answers it; the history is made ready before the clock starts."""
     units = ranker.channels
     assert isinstance(units, UnitTables)
     catalogue = _Catalogue(units, ranker)
+    return _by_torch(catalogue, batch) if uncovered(ranker.config) else _compiled(catalogue, batch)
+
+
+def _compiled(catalogue: _Catalogue, batch: Batch) -> Callable[[], Float[Tensor, "1 T S"]]:
+    scorer, config = CompiledScorer(catalogue, key_space(catalogue)), catalogue.ranker.config
+    item_L, query_L, item_T, query_T = (
+        rows[0].numpy() for rows in (batch.item_BL, batch.query_BL, batch.item_BT, batch.query_BT)
+    )
+    hour = (int(batch.hour_of_week_B[0]) - MONDAY) % HOURS_PER_WEEK
+    now_ms = int(batch.week_B[0]) * MS_PER_WEEK + hour * MS_PER_HOUR
+    age_ms_L = np.rint(batch.hours_BL[0].numpy().astype(np.float64) * MS_PER_HOUR).astype(np.int64)
+    ready = scorer.ready(item_L, query_L, now_ms - age_ms_L)
+    choice = choose(Situation(config.gate, len(item_T), len(ready), config.top_k, stored=True))
+
+    def score() -> Tensor:
+        asked = scorer.ask(item_T, query_T, CTR, now_ms, None)
+        return scorer.logits(scorer.find(ready, asked, choice, config.top_k))[None]
+
+    return score
+
+
+def _by_torch(catalogue: _Catalogue, batch: Batch) -> Callable[[], Float[Tensor, "1 T S"]]:
+    """Where the model is not compiled: packed keys are kept, candidates are looked up."""
+    units, ranker = catalogue.units, catalogue.ranker
     space = key_space(catalogue)
     keys = HistoryKeys(catalogue, _History(batch.item_BL[0].numpy(), batch.query_BL[0].numpy()))
     packed = Int8Retriever(space, target_gate=ranker.config.gate == "target").index(keys[:])

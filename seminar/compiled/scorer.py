@@ -10,14 +10,15 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
+from torch import Tensor
 
 from seminar.batching import MS_PER_HOUR, hour_of_week
-from seminar.bundle import Bundle
 from seminar.compiled.ready import FLOATS, ReadyHistory, merged, ready_history
 from seminar.compiled.weights import Weights
 from seminar.features import DECAY_HOURS, NUM_CROSS
+from seminar.history_search import Catalogue
 from seminar.kernels import counts, int8, served, simd
 from seminar.kernels.distinct import distinct
 from seminar.kernels.floats import SIDE
@@ -67,9 +68,9 @@ class Found:
 class CompiledScorer:
     """One bundle's ranker folded to tables. Thread-safe: it holds no per-request state."""
 
-    def __init__(self, bundle: Bundle, space: KeySpace) -> None:
-        self.weights, self.config, self._space = Weights.of(bundle, space), bundle.config, space
-        self._used = "query" in bundle.config.channels
+    def __init__(self, catalogue: Catalogue, space: KeySpace) -> None:
+        self.weights, self.config, self._space = Weights.of(catalogue, space), catalogue.ranker.config, space
+        self._used = "query" in self.config.channels
         self._tag = simd.TAGS[simd.path()]
 
     def ready(self, item_L: ndarray, query_L: ndarray, time_ms_L: ndarray, packed: Packed | None = None) -> ReadyHistory:
@@ -122,9 +123,13 @@ class CompiledScorer:
         int8.top_k(self._tag, *keys, pattern, factor, *scratch, index_TR, relevance_TR)
         return index_TR
 
-    @torch.inference_mode()
     def rank(self, found: Found) -> Float32[ndarray, " T"]:
-        """ESU and heads over what was kept: the probability of each target."""
+        """ESU and heads over what was kept: the probability of each target under the request's task."""
+        return torch.sigmoid(self.logits(found)[:, found.asked.task]).numpy()
+
+    @torch.inference_mode()
+    def logits(self, found: Found) -> Float[Tensor, "T S"]:
+        """The same as logits, a column a task."""
         weights, asked, ready = self.weights, found.asked, found.ready
         head, (targets, dim) = weights.head, asked.target_Td.shape
         row_TF = torch.empty(targets, len(head.of_row))
@@ -145,13 +150,11 @@ class CompiledScorer:
         self._optional(ready, asked, row_TF.numpy()[:, column:])
         of_target, start = self._first_layer(ready, asked)
         hidden = torch.addmm(start, target, of_target).addmm_(row_TF, head.of_row)
-        for weight, bias in head.rest[:-1]:
+        for weight, bias in head.rest:
             hidden = torch.addmm(bias, hidden.relu_(), weight)
-        weight, bias = head.rest[-1]
-        logit = torch.addmv(bias[asked.task], hidden.relu_(), weight[:, asked.task])
-        return torch.sigmoid(logit).numpy()
+        return hidden
 
-    def _attend(self, found: Found, target: torch.Tensor, interest: torch.Tensor) -> ndarray:
+    def _attend(self, found: Found, target: Tensor, interest: Tensor) -> ndarray:
         """The ESU's interest into `interest`; SimTier counts."""
         weights, ready, asked = self.weights, found.ready, found.asked
         count_TF = np.zeros((len(target), 3 * weights.tiers), np.int32)
@@ -182,7 +185,7 @@ class CompiledScorer:
         torch.mm(pooled, weights.esu.answered, out=interest)
         return count_TF
 
-    def _recent(self, ready: ReadyHistory, target: torch.Tensor, recent: torch.Tensor) -> None:
+    def _recent(self, ready: ReadyHistory, target: Tensor, recent: Tensor) -> None:
         keys = ready.recent
         if not keys.num_rows:
             recent[:] = 0
@@ -221,7 +224,7 @@ class CompiledScorer:
             queries = tables.query_unit, tables.query_present, asked.unseen_Xd
             fit_rows(item_T, asked.query_T, tables.content, tables.item_word, *queries, out[:, crossed + trended :])
 
-    def _first_layer(self, ready: ReadyHistory, asked: Asked) -> tuple[torch.Tensor, torch.Tensor]:
+    def _first_layer(self, ready: ReadyHistory, asked: Asked) -> tuple[Tensor, Tensor]:
         """What multiplies a target in the head's first layer, with the user's taste in it, and what all targets share."""
         head = self.weights.head
         hours_old = max((asked.time_ms - ready.oldest_ms) / MS_PER_HOUR, 0.0) if len(ready) else 0.0

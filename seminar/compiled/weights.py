@@ -14,10 +14,11 @@ from numpy import ndarray
 from torch import Tensor
 
 from seminar.attention import TargetAttention
-from seminar.bundle import Bundle
+from seminar.config import ModelConfig
 from seminar.esu import NUM_CONTENT
 from seminar.features import NUM_CROSS, NUM_ITEM, NUM_USER, item_features
 from seminar.heads import NUM_FIT, Heads
+from seminar.history_search import Catalogue
 from seminar.kernels.floats import SIDE, WIDTH
 from seminar.retrieval.key_space import KeySpace
 from seminar.schema import NUM_CHANNELS, QUERY
@@ -114,16 +115,17 @@ class Weights:
 
     @classmethod
     @torch.no_grad()
-    def of(cls, bundle: Bundle, space: KeySpace) -> "Weights":
-        """Fold a bundle's ranker; takes a second and a few bytes an item beside `space`."""
-        ranker, esu = bundle.ranker, bundle.ranker.esu
-        mix = torch.tensor([[1.0, 0.0, 0.0]]).expand(bundle.config.num_heads, 3)
+    def of(cls, catalogue: Catalogue, space: KeySpace) -> "Weights":
+        """Fold a bundle's ranker, or another over unit tables; takes a second and some 70 bytes an item beside `space`."""
+        ranker, esu = catalogue.ranker, catalogue.ranker.esu
+        num_heads = ranker.config.num_heads
+        mix = torch.tensor([[1.0, 0.0, 0.0]]).expand(num_heads, 3)
         if esu.mix is not None:
             mix = torch.cat([esu.mix[:, :1], esu.mix[:, 1:] / esu.log_temperature.exp()], 1)
-        bias = torch.zeros(1, bundle.config.num_heads) if esu.age_bias is None else esu.age_bias
+        bias = torch.zeros(1, num_heads) if esu.age_bias is None else esu.age_bias
         project = ranker.taste.project
         return cls(
-            tables=_tables(bundle, space),
+            tables=_tables(catalogue, space),
             search=_search(ranker.gsu.attention),
             esu=_esu(esu.attention),
             esu_mix=_of_heads(mix.T),
@@ -138,15 +140,15 @@ class Weights:
         )
 
 
-def uncovered(bundle: Bundle) -> str | None:
-    """Why a bundle's ranker cannot be compiled, None if it can: then torch scores it."""
-    if bundle.config.gate == "target":
+def uncovered(config: ModelConfig) -> str | None:
+    """Why a model cannot be compiled, so that torch scores it; None if it can."""
+    if config.gate == "target":
         return "model.gate 'target' keeps channels apart"
-    return None if bundle.config.dim % WIDTH == 0 else f"model.dim {bundle.config.dim} is no multiple of {WIDTH}"
+    return None if config.dim % WIDTH == 0 else f"model.dim {config.dim} is no multiple of {WIDTH}"
 
 
-def _tables(bundle: Bundle, space: KeySpace) -> Tables:
-    units, gate = bundle.units, bundle.ranker.gsu.gate
+def _tables(catalogue: Catalogue, space: KeySpace) -> Tables:
+    units, gate = catalogue.units, catalogue.ranker.gsu.gate
     direction = torch.zeros(NUM_CHANNELS, space.dim) if gate.mode == "constant" else gate.direction
     first = QUERY + 1
     item_logit = gate.logit[first:] + torch.einsum("icd,cd->ic", units.item_unit, direction[first:])
