@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve import Application
+from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
@@ -31,6 +32,7 @@ from seminar.artifacts import Artifact
 from seminar.client import api
 from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
+from serve.access import require_guarded
 from serve.autoscaling import P95
 from serve.engine import Engine
 from serve.explain import rank
@@ -69,6 +71,13 @@ def make_asgi_app() -> FastAPI:
     app = create_app(_this_ingress)
     app.add_middleware(Timed, latencies=lambda: _this_ingress().latencies)
     return app
+
+
+def _require_guarded(options: Options) -> None:
+    """ConfigError where Serve's own interfaces are open to others than this machine, and anybody would be answered."""
+    client = _get_global_client()
+    assert client is not None
+    require_guarded(client.http_config.host or "0.0.0.0", options.token(), options.insecure, "http_options.host")
 
 
 def _this_ingress() -> "Ingress":

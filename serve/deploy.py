@@ -20,6 +20,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from seminar.config import Settings
 from seminar.errors import SeminarError, explain
+from serve.access import bearer, read_token, require_guarded
 from serve.options import Options
 from serve.proposing import has_index, published
 
@@ -46,11 +47,13 @@ def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
     chosen = settings.serve
     config = yaml.safe_load((FOLDER / f"{chosen.topology}.yaml").read_text())
     config["http_options"] |= {"host": chosen.host, "port": chosen.port}
+    require_guarded(chosen.host, read_token(chosen.token_file), chosen.insecure)
     args = Options(
         workdir=str(settings.workdir.resolve()),
         history=str(chosen.history.resolve()) if chosen.history else None,
         keys=str(chosen.keys.resolve()) if chosen.keys else None,
-        **chosen.model_dump(include=set(Options.model_fields) - {"workdir", "history", "keys"}),
+        token_file=str(chosen.token_file.resolve()) if chosen.token_file else None,
+        **chosen.model_dump(include=set(Options.model_fields) - {"workdir", "history", "keys", "token_file"}),
     )
     application = config["applications"][0]
     if not (args.recommend and has_index(published(args.bundle_folder(bundle)))):
@@ -131,7 +134,9 @@ class Serve:
         return len(found) == len(names) and all(app["status"] == "RUNNING" for app in found.values())
 
 
-def swap(dashboard: str | None, endpoint: str, bundle: str, timeout_s: float = 120) -> list[dict[str, Any]]:
+def swap(
+    dashboard: str | None, endpoint: str, bundle: str, timeout_s: float = 120, token_file: Path | None = None
+) -> list[dict[str, Any]]:
     """Serve another bundle in place, and return the replicas when each names its version.
 
     endpoint: base URL of the service. bundle: a version or a path. DeployError if a replica refuses it (its reason is told, and
@@ -141,14 +146,14 @@ def swap(dashboard: str | None, endpoint: str, bundle: str, timeout_s: float = 1
     before = service.config()
     after = with_bundle(before, bundle)
     # A refusal from before does not count, unless Serve will not offer again because nothing changes.
-    old = [] if after == before else [state["refused"] for state in served(endpoint)["replicas"]]
+    old = [] if after == before else [state["refused"] for state in served(endpoint, token_file)["replicas"]]
     service.apply(after)
     names = [application["name"] for application in after["applications"]]
     version, deadline, states = Path(bundle).name, time.monotonic() + timeout_s, []
     while time.monotonic() < deadline:
         # First: a replica that is just taking the config does not answer below, but Serve knows of it.
         settled = service.runs(names)
-        states = served(endpoint)["replicas"]
+        states = served(endpoint, token_file)["replicas"]
         refusals = [state["refused"] for state in states if state["refused"] not in (None, *old)]
         refused = [refusal for refusal in refusals if refusal["bundle"] == bundle]
         if refused:
@@ -162,11 +167,11 @@ def swap(dashboard: str | None, endpoint: str, bundle: str, timeout_s: float = 1
     raise DeployError(explain(f"swap after {timeout_s:.0f} s", got=f"bundles {got}", expected=version, fix="see serve status"))
 
 
-def served(endpoint: str) -> dict[str, Any]:
-    """GET /v1/bundle of a running service."""
+def served(endpoint: str, token_file: Path | None = None) -> dict[str, Any]:
+    """GET /v1/bundle of a running service. token_file: as in the settings; none: the token in the environment, if any."""
     url = f"{endpoint.rstrip('/')}/v1/bundle"
     try:
-        with urllib.request.urlopen(url, timeout=30) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=bearer(token_file)), timeout=30) as answer:
             return json.load(answer)
     except (urllib.error.URLError, TimeoutError) as error:
         raise DeployError(explain(url, got=str(error), expected="a running service", fix="check refresh.endpoint")) from error

@@ -50,7 +50,7 @@ class Engine:
         observer: Observer | None = None,
     ) -> None:
         self.options, self.store, self.stages, self.proposals = options, store, stages, proposals
-        self.observer = observer or Silent()
+        self.observer, self.token = observer or Silent(), options.token()
         self.offers = Offers(self.take)
         self.user_cache: UserCache[Kept] = UserCache(options.user_cache_mib << 20)
         self._live: Live | None = None

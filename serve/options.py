@@ -15,6 +15,7 @@ from seminar.history_search import key_space
 from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
+from serve.access import read_token
 from serve.problems import problems_of
 from serve.proposing import BundleProposer, published
 
@@ -57,6 +58,10 @@ class Options(BaseModel):
     """One in so many other requests has a line too; 0: none."""
     log_raw_users: bool = False
     """Log ids of users instead of digests."""
+    token_file: str | None = None
+    """File with the bearer token that requests must carry, readable on every node; none: environment SEMINAR_TOKEN."""
+    insecure: bool = False
+    """Start without a token though others than this machine can reach the port."""
     import_histories: bool = True
     """Load what the bundle's `pairs` artefact holds and the store does not: everything the first time, then what a later night
     brought. Turn it off where every behaviour comes through POST /v1/events."""
@@ -70,6 +75,10 @@ class Options(BaseModel):
             problems = problems_of(error.errors(), known=cls.model_fields)
             sentences = (explain(f"args.{p.what}", got=p.got, expected=p.expected, fix=p.fix) for p in problems)
             raise ConfigError("; ".join(sentences)) from None
+
+    def token(self) -> str | None:
+        """The bearer token; ConfigError if its file cannot be read."""
+        return read_token(self.token_file)
 
     def bundle_folder(self, reference: str) -> Path:
         """Folder of a bundle named by version, by "current" or by path."""

@@ -24,6 +24,11 @@ def problems_of(errors: Sequence[Mapping[str, Any]], known: Iterable[str] | None
     return [_problem(error, _FIELDS if known is None else list(known)) for error in errors]
 
 
+def in_utf8(text: str) -> str:
+    """A client's text with what no answer can hold escaped: halves of surrogate pairs."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 _FIXES = {
     "missing": "add it",
     "string_type": "ids are strings: quote it",
@@ -39,11 +44,9 @@ _FIXES = {
 
 def _problem(error: Mapping[str, Any], known: Sequence[str]) -> api.Problem:
     location = [part for part in error["loc"] if part != "body"]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part[:MAX_NAME]}" for part in location).lstrip(".") or "body"
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{in_utf8(part)[:MAX_NAME]}" for part in location)
+    where = where.lstrip(".") or "body"
     kind, name = error["type"], str(location[-1])[:MAX_NAME] if location else ""
-    if kind == "json_invalid":
-        got = f"{error['ctx']['error']} at character {location[-1]}"
-        return api.Problem(what="body", got=got, expected="JSON", fix="send valid JSON")
     if kind == "extra_forbidden":
         # A name of another request is known too, but out of place here.
         near = [] if name in known else difflib.get_close_matches(name, known, n=1)

@@ -13,6 +13,7 @@ from seminar.client import api
 from seminar.errors import ArtifactError, SeminarError, UnknownUser
 from seminar.history.store import HistoryFull, StoreUnavailable
 from serve.problems import Refused, problems_of
+from serve.watched import SCOPE_KEY
 
 MAX_PROBLEMS = 10
 """Problems told in one answer; the rest are counted."""
@@ -20,9 +21,14 @@ MAX_PATH = 200
 """Characters of a client's path that an answer repeats."""
 
 ERRORS: dict[int, dict[str, Any]] = {
+    401: {"model": api.ErrorResponse, "description": "No bearer token, or another one."},
     404: {"model": api.ErrorResponse, "description": "No such user."},
-    409: {"model": api.ErrorResponse, "description": "No item index in the bundle (`seminar build-index`), or no Proposer."},
+    409: {
+        "model": api.ErrorResponse,
+        "description": "The bundle has no item index or no contents of items, or there is no Proposer.",
+    },
     413: {"model": api.ErrorResponse, "description": "More targets, candidates, events or bytes than the service takes at once."},
+    415: {"model": api.ErrorResponse, "description": "The content-type is not application/json."},
     422: {"model": api.ErrorResponse, "description": "A malformed request, or an item or query id that the bundle lacks."},
     503: {"model": api.ErrorResponse, "description": "Overloaded, no bundle yet or a damaged one, or the history store is away."},
     500: {"model": api.ErrorResponse, "description": "A bug in the service; its log says more."},
@@ -90,7 +96,7 @@ async def _on_bug(request: Request, error: Exception) -> Response:
     # Starlette raises the error again behind this answer, so the log has its traceback; the client gets only its name.
     what, got = f"{request.method} {request.url.path[:MAX_PATH]}", type(error).__name__
     problem = api.Problem(what=what, got=got, expected="an answer", fix="report it with the service's log")
-    return error_answer(Refusal(500, [problem]))
+    return error_answer(Refusal(500, [problem]), {"X-Request-Id": request.scope.get(SCOPE_KEY, "")})
 
 
 def _problem(sentence: str) -> api.Problem:

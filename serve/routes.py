@@ -1,28 +1,20 @@
 """The HTTP interface: routes over an Engine. Knows no Ray, so it is tested in one process."""
 
-from collections.abc import Callable, Sequence
-from typing import Annotated, Protocol
+from collections.abc import Callable
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Query
+from fastapi.security import HTTPBearer
 
 from seminar.client import api
 from serve.batch import BatchRequest
 from serve.direct import direct_to
-from serve.engine import Engine
 from serve.explorer import Site, explorer_routes
-from serve.guard import BodyLimit
+from serve.guard import TokenGuard
+from serve.inference import inference_routes
 from serve.refusals import ERRORS, add_handlers
+from serve.service import Service
 from serve.watched import Watched
-
-
-class Service(Protocol):
-    """What the routes need of a replica."""
-
-    engine: Engine
-
-    async def replicas(self) -> Sequence[api.ReplicaState]:
-        """State of all running replicas."""
-        ...
 
 
 def create_app(service: Callable[[], Service]) -> FastAPI:
@@ -31,28 +23,35 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
         title="SEMINAR",
         version="1",
         summary="Search and recommendation over lifelong histories: candidates, and two-stage scoring of targets.",
-        responses={status: ERRORS[status] for status in (422, 500, 503)},
+        responses={500: ERRORS[500]},
     )
-    app.include_router(_routes(service))
-    app.include_router(_browsing(service))
+    app.include_router(_health(service))
+    app.include_router(inference_routes(service))
     app.include_router(explorer_routes(Site.read()))
+    refused = {status: ERRORS[status] for status in (401, 422, 503)}
+    for routes in (_routes(service), _browsing(service)):
+        app.include_router(routes, dependencies=[Depends(_BEARER)], responses=refused)
     add_handlers(app)
-    app.add_middleware(BodyLimit)
+    app.add_middleware(TokenGuard, token=lambda: service().engine.token)
     app.add_middleware(Watched, observer=lambda: service().engine.observer)
     return app
 
 
+_BEARER = HTTPBearer(auto_error=False, description="The token of serve.token_file, where the service has one.")
+"""For the documentation; `TokenGuard` refuses."""
+
+
 def _routes(service: Callable[[], Service]) -> APIRouter:
-    router = APIRouter(prefix="/v1", route_class=direct_to(service))
+    router = APIRouter(prefix="/v1", route_class=direct_to(service), responses={415: ERRORS[415]})
     # An annotation with a name of this function's own: FastAPI resolves it because it is no string.
     Held = Annotated[Service, Depends(service)]
 
-    @router.post("/score", responses={413: ERRORS[413]})
+    @router.post("/score", responses={409: ERRORS[409], 413: ERRORS[413]})
     async def score(request: api.ScoreRequest, held: Held) -> api.ScoreResponse:
         """Probability of each target for this user, by the task of the request."""
         return await held.engine.score(request)
 
-    @router.post("/score:batch", responses={413: ERRORS[413]})
+    @router.post("/score:batch", responses={409: ERRORS[409], 413: ERRORS[413]})
     async def score_batch(request: BatchRequest, held: Held) -> api.BatchResponse:
         """Up to 100 score requests in one, of one bundle; a bad one does not spoil the others."""
         return await held.engine.score_batch(request)
@@ -62,7 +61,7 @@ def _routes(service: Callable[[], Service]) -> APIRouter:
         """Items out of the whole catalogue for this user, found, ranked by the task of the request, and why."""
         return await held.engine.recommend(request)
 
-    @router.post("/explain", responses={413: ERRORS[413]})
+    @router.post("/explain", responses={409: ERRORS[409], 413: ERRORS[413]})
     async def explain(request: api.ExplainRequest, held: Held) -> api.ExplainResponse:
         """Why one target scores as it does: gate, kept behaviours, attention of each head, recall, relevance of the history."""
         return await held.engine.explain(request)
@@ -71,26 +70,6 @@ def _routes(service: Callable[[], Service]) -> APIRouter:
     async def append(request: api.EventsRequest, held: Held) -> api.EventsResponse:
         """Append behaviours. They are durable when this answers, and every later request sees them."""
         return await held.engine.append(request)
-
-    @router.get("/users/{user_id:path}/history", responses={404: ERRORS[404]})
-    async def history(user_id: str, held: Held, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> api.HistoryResponse:
-        """A user's newest behaviours, newest last."""
-        return await held.engine.history(user_id, limit)
-
-    @router.get("/bundle")
-    async def bundle(held: Held) -> api.BundleResponse:
-        """Versions of everything that makes a score, on every replica."""
-        return await held.engine.describe(await held.replicas())
-
-    @router.get("/health/live")
-    async def live() -> api.Health:
-        """The process answers."""
-        return api.Health(status="alive")
-
-    @router.get("/health/ready")
-    async def ready(held: Held) -> api.Health:
-        """A bundle is loaded; 503 before that."""
-        return api.Health(status="ready", bundle_version=held.engine.live.bundle.version)
 
     return router
 
@@ -102,6 +81,16 @@ def _browsing(service: Callable[[], Service]) -> APIRouter:
     Words = Annotated[str, Query(max_length=500)]
     Prefix = Annotated[str, Query(max_length=512)]
     Limit = Annotated[int, Query(ge=1, le=1000)]
+
+    @router.get("/users/{user_id:path}/history", responses={404: ERRORS[404]})
+    async def history(user_id: str, held: Held, limit: Annotated[int, Query(ge=1, le=10_000)] = 100) -> api.HistoryResponse:
+        """A user's newest behaviours, newest last."""
+        return await held.engine.history(user_id, limit)
+
+    @router.get("/bundle")
+    async def bundle(held: Held) -> api.BundleResponse:
+        """Versions of everything that makes a score, on every replica."""
+        return await held.engine.describe(await held.replicas())
 
     @router.get("/users")
     async def users(held: Held, prefix: Prefix = "", order: api.UserOrder = "id", limit: Limit = 50) -> api.UsersResponse:
@@ -122,5 +111,23 @@ def _browsing(service: Callable[[], Service]) -> APIRouter:
     async def bundles(held: Held) -> api.BundlesResponse:
         """Published bundles; POST /v1/explain takes any of them."""
         return await held.engine.bundles()
+
+    return router
+
+
+def _health(service: Callable[[], Service]) -> APIRouter:
+    """Answered to everybody."""
+    router = APIRouter(prefix="/v1", responses={503: ERRORS[503]})
+    Held = Annotated[Service, Depends(service)]
+
+    @router.get("/health/live")
+    async def live() -> api.Health:
+        """The process answers."""
+        return api.Health(status="alive")
+
+    @router.get("/health/ready")
+    async def ready(held: Held) -> api.Health:
+        """A bundle is loaded; 503 before that."""
+        return api.Health(status="ready", bundle_version=held.engine.live.bundle.version)
 
     return router

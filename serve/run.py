@@ -52,7 +52,7 @@ def run(settings: Settings, block: bool = True) -> Running:
     service.apply(config)
     service.wait_running([APPLICATION])
     running = Running(f"http://{settings.serve.host}:{settings.serve.port}", service.dashboard, bundle.version)
-    _announce(running)
+    _announce(running, settings.serve.token_file)
     if block:
         until_interrupted()
         running.stop()
@@ -87,8 +87,8 @@ def start_ray(ingress: Ingress, folder: Path, *, num_cpus: int | None = None, da
     )
 
 
-def _announce(running: Running) -> None:
-    bundle = served(running.url)
+def _announce(running: Running, token_file: Path | None) -> None:
+    bundle = served(running.url, token_file)
     print(f"serving bundle {running.version} ({bundle['items']:,} items, {bundle['users']:,} users) at {running.url}")
     print(f"explorer: {running.url}/explorer/    a user's history, and what made a score")
     print(f"documentation: {running.url}/docs    versions: {running.url}/v1/bundle    Ray: {running.dashboard or 'no dashboard'}")

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serve.observe import CURRENT, Observer, Record
 
 HEADER = b"x-request-id"
+SCOPE_KEY = "seminar.request_id"
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -26,6 +27,8 @@ class Watched:
         observer, began = self._observer(), time.perf_counter()
         record = Record(request_id_of(scope), scope["method"])
         token = CURRENT.set(record)
+        # For the answer to a bug, which is written outside this layer.
+        scope[SCOPE_KEY] = record.request_id
         observer.began()
 
         async def answer(message: Message) -> None:

@@ -32,7 +32,7 @@ def count(value: Any) -> bool:
 
 METADATA = {"name!": str, "labels": strings, "annotations": strings}
 RESOURCES = {"requests!": quantities, "limits!": quantities}
-SECRET_KEY = {"valueFrom!": {"secretKeyRef!": {"name!": str, "key!": str}}}
+SECRET_KEY = {"valueFrom!": {"secretKeyRef!": {"name!": str, "key!": str, "optional": bool}}}
 ENV = {"name!": str, "value": str, "valueFrom": SECRET_KEY["valueFrom!"]}
 PULL = {"Always", "IfNotPresent", "Never"}
 POD_SECURITY = {

@@ -373,23 +373,6 @@ def test_full_store_is_507_and_the_service_goes_on(world: World, tmp_path: Path)
         assert service.score(**GOOD)["known_user"]
 
 
-def test_openapi_names_every_route_and_each_error(limited: Service) -> None:
-    document = limited.client.get("/openapi.json").json()
-    posts = ("/v1/score", "/v1/score:batch", "/v1/recommend", "/v1/events", "/v1/explain")
-    browsing = ("/v1/users", "/v1/items", "/v1/queries", "/v1/bundles")
-    routes = {*posts, *browsing, "/v1/bundle", "/v1/users/{user_id}/history", "/v1/health/live", "/v1/health/ready"}
-    assert set(document["paths"]) == routes
-    for path in posts:
-        post = document["paths"][path]["post"]
-        assert {"200", "413", "422", "503"} <= set(post["responses"])
-        assert ("409" in post["responses"]) == (path == "/v1/recommend")
-        assert post["responses"]["422"]["content"]["application/json"]["schema"]["$ref"].endswith("/ErrorResponse")
-    names = set(document["components"]["schemas"])
-    references = {part.split('"')[0] for part in limited.client.get("/openapi.json").text.split("#/components/schemas/")[1:]}
-    assert references <= names
-    assert limited.client.get("/docs").status_code == 200
-
-
 def test_bundle_names_everything_a_score_comes_from(world: World, limited: Service) -> None:
     told = limited.client.get("/v1/bundle").json()
     assert told["inputs"] == {name: ref.version for name, ref in world.bundles[0].manifest.inputs.items()}

@@ -20,6 +20,7 @@ from seminar.evaluate.negatives import ItemPool
 from seminar.evaluate.protocol import held_out_pairs, ranking_request
 from seminar.schema import NONE
 from seminar.sequences import read_histories
+from serve.access import bearer
 from serve.run import run as serve
 from serve.run import until_interrupted
 from workflows import (
@@ -196,6 +197,6 @@ def _losses(artifact: Artifact) -> str:
 
 
 def _post(url: str, body: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json", **bearer()})
     with urllib.request.urlopen(request, timeout=60) as response:
         return json.load(response)

@@ -8,6 +8,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from seminar.errors import explain
 from seminar.nightly.refresh import Probe
 from seminar.schema import NONE, TASKS
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
+from serve.access import bearer
 from serve.deploy import DeployError, Serve, served, swap
 
 REQUESTS = 20
@@ -39,6 +41,7 @@ class LiveService:
 
     endpoint: str
     dashboard: str | None
+    token_file: Path | None = None
 
     def version(self) -> str:
         """The bundle in use. DeployError unless both the service and the Serve that would swap it answer."""
@@ -47,15 +50,15 @@ class LiveService:
         except Exception as error:
             where = f"Serve at {self.dashboard or 'this Ray'}"
             raise DeployError(explain(where, got=str(error), expected="an answer", fix="check refresh.dashboard")) from error
-        return served(self.endpoint)["version"]
+        return served(self.endpoint, self.token_file)["version"]
 
     def swap(self, bundle: str) -> int:
         """Swap in place and wait for all replicas; their number. Doing it again is harmless."""
-        swap(self.dashboard, self.endpoint, bundle)
+        swap(self.dashboard, self.endpoint, bundle, token_file=self.token_file)
         # A replica that is still taking the config is not among those that answered; Serve knows when none is left.
         service = Serve(self.dashboard)
         service.wait_running([a["name"] for a in service.config()["applications"] if a["import_path"] == "serve.app:build"])
-        states = served(self.endpoint)["replicas"]
+        states = served(self.endpoint, self.token_file)["replicas"]
         late = {str(state["bundle_version"]) for state in states} - {bundle}
         if late:
             raise DeployError(explain("swap", got=f"replicas of {', '.join(late)}", expected=bundle, fix="see GET /v1/bundle"))
@@ -66,7 +69,7 @@ class LiveService:
 
         DeployError for another bundle's answer, scores further apart than TOLERANCE, or if nothing could be compared.
         """
-        told = served(self.endpoint)
+        told = served(self.endpoint, self.token_file)
         scorer = TwoStageScorer(bundle, told["retriever"], told["overfetch"])
         differences: list[float] = []
         passed_over: Counter[str] = Counter({TOO_LONG: 0})
@@ -97,7 +100,7 @@ class LiveService:
             if page["length"] > len(page["behaviours"]):
                 return TOO_LONG
             stored = [b for b in page["behaviours"] if b["time_ms"] <= probe.targets.time_ms]
-            answer = _call(f"{self.endpoint.rstrip('/')}/v1/score", body)
+            answer = _call(f"{self.endpoint.rstrip('/')}/v1/score", self.token_file, body)
             if answer["bundle_version"] != bundle.version:
                 got = f"an answer of bundle {answer['bundle_version']}"
                 raise DeployError(explain("verifying", got=got, expected=bundle.version, fix="see GET /v1/bundle"))
@@ -113,7 +116,7 @@ class LiveService:
 
     def _history(self, user_id: str) -> dict[str, Any]:
         url = f"{self.endpoint.rstrip('/')}/v1/users/{urllib.parse.quote(user_id, safe='')}/history?limit={LONGEST}"
-        return _call(url) or {"length": 0, "behaviours": []}
+        return _call(url, self.token_file) or {"length": 0, "behaviours": []}
 
 
 def _body(bundle: Bundle, probe: Probe) -> dict[str, Any]:
@@ -138,10 +141,10 @@ def _first(targets: Targets, count: int) -> Targets:
     return replace(targets, item_T=targets.item_T[:count], query_T=targets.query_T[:count])
 
 
-def _call(url: str, body: dict[str, Any] | None = None) -> Any:
+def _call(url: str, token_file: Path | None, body: dict[str, Any] | None = None) -> Any:
     """The answer to a GET, or a POST of `body`; None for 404, DeployError for anything else that is no answer."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data, {"content-type": "application/json"})
+    request = urllib.request.Request(url, data, {"content-type": "application/json", **bearer(token_file)})
     for attempt in range(ATTEMPTS):
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:

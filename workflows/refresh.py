@@ -240,7 +240,7 @@ def _service(settings: Settings) -> LiveService | None:
     if config.dashboard and not config.endpoint:
         fix = "set both, or neither to publish without a swap"
         raise ConfigError(explain("refresh.endpoint", got="nothing", expected="the service's URL", fix=fix))
-    return LiveService(config.endpoint, config.dashboard) if config.endpoint else None
+    return LiveService(config.endpoint, config.dashboard, settings.serve.token_file) if config.endpoint else None
 
 
 def _serve_session(settings: Settings) -> Any:

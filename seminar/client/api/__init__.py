@@ -40,6 +40,7 @@ from seminar.client.api.explaining import (
     HistoryColumns,
 )
 from seminar.client.api.histories import EventIn, EventsRequest, EventsResponse, HistoryResponse, StoredBehaviour
+from seminar.client.api.inference import MODEL, ModelMetadata, ModelReady, ServerLive, ServerMetadata, ServerReady, TensorMetadata
 from seminar.client.api.recommending import Recommendation, RecommendRequest, RecommendResponse, RecommendTimings
 from seminar.client.api.scoring import (
     Answer,
@@ -61,6 +62,7 @@ __all__ = [
     "MAX_NEWEST",
     "MAX_TIME_MS",
     "MIN_TIME_MS",
+    "MODEL",
     "Answer",
     "BatchRequest",
     "BatchResponse",
@@ -86,6 +88,8 @@ __all__ = [
     "ItemContent",
     "ItemsResponse",
     "KeptBehaviour",
+    "ModelMetadata",
+    "ModelReady",
     "Output",
     "Problem",
     "PublishedBundle",
@@ -101,11 +105,15 @@ __all__ = [
     "ReplicaState",
     "ScoreRequest",
     "ScoreResponse",
+    "ServerLive",
+    "ServerMetadata",
+    "ServerReady",
     "Source",
     "StoredBehaviour",
     "Target",
     "TargetExplanation",
     "Task",
+    "TensorMetadata",
     "TimeMs",
     "Timings",
     "User",

@@ -4,6 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
+from seminar.client.api import examples
+
 MIN_TIME_MS = 100_000_000_000
 """1973-03-03; a time below it is almost surely in seconds."""
 MAX_TIME_MS = 4_102_444_800_000
@@ -55,3 +57,5 @@ class ErrorResponse(Output):
     errors: list[Problem]
     omitted: int = 0
     """Further problems, which are not listed."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.ERROR]})

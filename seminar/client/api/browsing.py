@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+from pydantic import ConfigDict
+
+from seminar.client.api import examples
 from seminar.client.api.base import Output
 
 UserOrder = Literal["id", "longest", "newest"]
@@ -22,6 +25,8 @@ class UsersResponse(Output):
     total: int
     """Users in the store of the node that answers."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.USERS]})
+
 
 class Item(Output):
     item_id: str
@@ -34,6 +39,8 @@ class ItemsResponse(Output):
     """Most often taken in training first."""
     bundle_version: str
 
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.ITEMS]})
+
 
 class CatalogueQuery(Output):
     query_id: str
@@ -43,6 +50,8 @@ class CatalogueQuery(Output):
 class QueriesResponse(Output):
     queries: list[CatalogueQuery]
     bundle_version: str
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.QUERIES]})
 
 
 class PublishedBundle(Output):
@@ -57,3 +66,5 @@ class BundlesResponse(Output):
     """What the artefact store points at; null where nothing is published there."""
     bundles: list[PublishedBundle]
     """Newest first, at most 100."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.BUNDLES]})

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from seminar.client.api import examples
 from seminar.client.api.base import Id, Input, Output, Task, TimeMs, Version
 from seminar.client.api.scoring import Answer, Target, Timings
 
@@ -95,3 +96,5 @@ class ExplainResponse(Answer):
     """Exact relevance of the best behaviour that was not kept; null if all were."""
     history: HistoryColumns
     timings_ms: ExplainTimings
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.EXPLAIN]})

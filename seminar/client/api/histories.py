@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
+from seminar.client.api import examples
 from seminar.client.api.base import Id, Input, Output, Queried, TimeMs
 
 
@@ -21,6 +22,17 @@ class EventsRequest(Input):
     user_id: Id
     events: Annotated[list[EventIn], Field(min_length=1)]
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "user_id": "1738",
+                    "events": [{"item_id": "1082185", "time_ms": 1_700_000_000_000, "event_id": "basket 7, line 1"}],
+                }
+            ]
+        }
+    )
+
 
 class EventsResponse(Output):
     user_id: str
@@ -30,6 +42,8 @@ class EventsResponse(Output):
     unknown_items: int
     """Events whose item the bundle in use does not know; kept, and not scored until a bundle knows it."""
     bundle_version: str
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.EVENTS]})
 
 
 class StoredBehaviour(Output):
@@ -49,3 +63,5 @@ class HistoryResponse(Output):
     behaviours: list[StoredBehaviour]
     """The newest `limit`, newest last."""
     bundle_version: str
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.HISTORY]})

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, field_validator
 from pydantic_core import PydanticCustomError
 
+from seminar.client.api import examples
 from seminar.client.api.base import Id, Output, Queried, Source, Task, TimeMs
 from seminar.client.api.scoring import Answer, Reason, Timings
 
@@ -62,3 +63,5 @@ class RecommendResponse(Answer):
     by_source: dict[Source, int]
     """How many of them each source holds; several may hold one."""
     timings_ms: RecommendTimings
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.RECOMMEND]})

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from seminar.client.api import examples
 from seminar.client.api.base import ErrorResponse, Id, Input, Output, Queried, Task, TimeMs
 
 Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
@@ -56,7 +57,18 @@ class ScoreRequest(Input):
     """How many of the best targets are explained."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"user_id": "1738", "targets": [{"item_id": "1082185"}, {"item_id": "995242"}]}]}
+        json_schema_extra={
+            "examples": [
+                {"user_id": "1738", "targets": [{"item_id": "1082185"}, {"item_id": "995242"}]},
+                {
+                    "user_id": "1738",
+                    "targets": [
+                        {"item_id": "1082185", "query": "fruit"},
+                        {"item": {"text": "organic bananas 2 lb", "category": "TROPICAL FRUIT"}, "query": "fruit"},
+                    ],
+                },
+            ]
+        }
     )
 
 
@@ -127,9 +139,15 @@ class ScoreResponse(Answer):
     explanation: list[TargetExplanation] | None = None
     """Best target first."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.SCORE]})
+
 
 class BatchRequest(Input):
     requests: Annotated[list[ScoreRequest], Field(min_length=1, max_length=100)]
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"requests": [{"user_id": "1738", "targets": [{"item_id": "1082185"}]}] * 2}]}
+    )
 
 
 class BatchResult(Output):
@@ -146,3 +164,5 @@ class BatchResponse(Output):
     """Of every answer."""
     results: list[BatchResult]
     """In the order of the requests."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.BATCH]})

@@ -2,6 +2,9 @@
 
 from typing import Literal
 
+from pydantic import ConfigDict
+
+from seminar.client.api import examples
 from seminar.client.api.base import Output
 
 
@@ -49,7 +52,11 @@ class BundleResponse(Output):
     replicas: list[ReplicaState]
     """All running replicas of all deployments: a swap is done when each names the new version."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.BUNDLE]})
+
 
 class Health(Output):
     status: Literal["alive", "ready"]
     bundle_version: str | None = None
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.HEALTH]})
