@@ -221,12 +221,24 @@ class _Machines:
         temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         first = [*common, "--head", f"--node-ip-address={head.address}", f"--port={GCS_PORT}", f"--temp-dir={temporary}"]
         first += ["--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"]
-        head.start(first, self._environment, self.folder / "head.log")
+        self._start_node(head, first)
         self.dashboard = f"http://{head.address}:{DASHBOARD_PORT}"
         _wait(lambda: _answers(f"{self.dashboard}/api/version"), START_S, "the dashboard")
         for host in self.nodes[1:]:
-            more = [*common, f"--address={head.address}:{GCS_PORT}", f"--node-ip-address={host.address}"]
-            host.start(more, self._environment, self.folder / f"{host.name}.log")
+            self._start_node(host, [*common, f"--address={head.address}:{GCS_PORT}", f"--node-ip-address={host.address}"])
+
+    def _start_node(self, host: Host, command: list[str]) -> None:
+        # Ray gives a node 30 s to register, which a busy machine can miss.
+        log = self.folder / f"{host.name}.log"
+        process = host.start(command, self._environment, log)
+
+        def started() -> bool:
+            nonlocal process
+            if process.poll() is not None:
+                process = host.start(command, self._environment, log)
+            return "Ray runtime started." in log.read_text()
+
+        _wait(started, START_S, f"Ray on {host.name}")
 
     def deploy(self, settings: Any) -> None:
         """One ingress replica and one proxy a host."""
@@ -238,8 +250,8 @@ class _Machines:
         (ingress,) = application["deployments"]
         del ingress["autoscaling_config"]
         ingress |= {"num_replicas": len(self.nodes), "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 1}}
+        _wait(lambda: _deployed(self.dashboard, config), START_S, "the dashboard's Serve")
         client = ServeSubmissionClient(self.dashboard)
-        client.deploy_applications(config)
 
         def running() -> bool:
             found = client.get_serve_details()["applications"]
@@ -255,6 +267,15 @@ class _Machines:
         """The host is gone from one moment to the next; how many processes it had."""
         host.cut()
         return host.kill()
+
+
+def _deployed(dashboard: str, config: dict[str, Any]) -> bool:
+    """False as long as the dashboard does not take configs yet."""
+    try:
+        ServeSubmissionClient(dashboard).deploy_applications(config)
+    except OSError:
+        return False
+    return True
 
 
 def _answers(url: str) -> bool:
