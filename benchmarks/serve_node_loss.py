@@ -1,44 +1,36 @@
 """A host of three dies while users ask and behaviours arrive: does the service answer, and is every acknowledged event kept?
 
-    python -m benchmarks.serve_node_loss [--config configs/complete_journey.toml] [--workdir DIR] [--events 100000]
+    python -m benchmarks.serve_node_loss [--config configs/complete_journey.toml] [--workdir DIR] [--events 100000] [--silent]
 
 Four hosts on this machine (`benchmarks/hosts.py`): a Redis that keeps the histories, and three Ray nodes with one ingress replica
-and one proxy each. When half of the events are acknowledged one node's network is cut, so that its peers see silence, not closed
-connections, and all its processes are killed with SIGKILL. Clients know the three addresses, as a load balancer would, and go to
-the next one when one fails; an event is sent again with the same event_id until somebody acknowledges it. At the end the store
-is read, and every acknowledged event must be there exactly once. Needs Linux, root, iproute2 and redis-server.
+and one HAProxy each. When half of the events are acknowledged all processes of one node are killed with SIGKILL; with --silent
+its network is cut first, so that its peers see silence and not closed connections, as when a host loses power. Clients know the
+three addresses, as a load balancer would, and go to the next one when one fails; an event is sent again with the same event_id
+until somebody acknowledges it. At the end the store is read, and every acknowledged event must be there exactly once. Needs Linux,
+root, iproute2 and redis-server.
 """
 
 import argparse
 import http.client
 import json
-import os
-import sys
 import tempfile
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-
 from benchmarks.common import Goal, publish, run
-from benchmarks.hosts import Host, Hosts
+from benchmarks.hosts import Hosts
+from benchmarks.serve_hosts import SERVE_PORT, Machines, wait
 from benchmarks.serve_traffic import Ask, asks_of
 from seminar.artifacts import Store
 from seminar.config import load_settings
-from seminar.errors import SeminarError, explain
-from serve.deploy import config_of
 from serve.options import Options
-from serve.run import REPOSITORY
 from workflows.runtime import absolute
 
-REDIS_PORT, GCS_PORT, DASHBOARD_PORT, SERVE_PORT = 6400, 6401, 8265, 8000
-START_S = 180
 BATCH = 50
 NOW_MS = 1_700_000_000_000
 TIMEOUT_S = 5.0
@@ -147,25 +139,26 @@ def main() -> None:
     parser.add_argument("--events", type=int, default=100_000)
     parser.add_argument("--writers", type=int, default=4)
     parser.add_argument("--readers", type=int, default=2)
+    parser.add_argument("--silent", action="store_true")
     own = parser.parse_args()
     settings = absolute(load_settings(own.config, {"workdir": str(own.workdir)} if own.workdir else None))
     asks = asks_of(settings, [Store(settings.workdir).open("bundle")], 50, 100)
     with tempfile.TemporaryDirectory() as folder, Hosts(4) as (keeper, head, *others):
-        machines = _Machines(Path(folder), keeper, [head, *others])
+        machines = Machines(Path(folder), keeper, [head, *others])
         url = machines.start_store()
         machines.start_ray()
         serving = settings.serve.model_copy(update={"history_url": url, "recommend": False, "keys": Path(folder) / "keys"})
         machines.deploy(settings.model_copy(update={"serve": serving}))
         clients = Clients([host.address for host in machines.nodes], asks, own.events)
         threads = clients.start(own.writers, own.readers)
-        _wait(lambda: clients.count >= own.events // 2, 1200, "half of the events")
+        wait(lambda: clients.count >= own.events // 2, 1200, "half of the events")
         killed_s = time.monotonic()
-        processes = machines.lose(machines.nodes[-1])
+        processes = machines.lose(machines.nodes[-1], silent=own.silent)
         for thread in threads[: own.writers]:
             thread.join(1800)
         clients.done.set()
         rows = list(_rows(clients, url, killed_s, processes))
-    publish("serve_node_loss", rows)
+    publish("serve_node_loss_silent" if own.silent else "serve_node_loss", rows)
 
 
 def _rows(clients: Clients, url: str, killed_s: float, processes: int) -> Iterator[Goal]:
@@ -189,109 +182,6 @@ def _rows(clients: Clients, url: str, killed_s: float, processes: int) -> Iterat
     yield Goal("  longest time without any answer, all readers together", max(gaps), "s", TIMEOUT_S + 1, at_least=False)
     for problem, count in clients.retried.most_common():
         yield Goal(f"  sent again after: {problem}", float(count), "")
-
-
-class _Machines:
-    """What runs where."""
-
-    def __init__(self, folder: Path, keeper: Host, nodes: Sequence[Host]) -> None:
-        self.folder, self.keeper, self.nodes = folder, keeper, nodes
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        # The bridge ends at this machine, so Ray needs no token on it.
-        self._environment = {**clean, "PATH": path, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-        self._environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-        os.environ["RAY_AUTH_MODE"] = "disabled"
-
-    def start_store(self) -> str:
-        """Redis that is on disk before it answers; its URL."""
-        data = self.folder / "redis"
-        data.mkdir()
-        durable = ["--appendonly", "yes", "--appendfsync", "always", "--dir", str(data), "--protected-mode", "no"]
-        command = ["redis-server", "--port", str(REDIS_PORT), "--bind", "0.0.0.0", "--maxmemory-policy", "noeviction", *durable]
-        self.keeper.start(command, self._environment, self.folder / "redis.log")
-        time.sleep(1)
-        return f"redis://{self.keeper.address}:{REDIS_PORT}/0"
-
-    def start_ray(self) -> None:
-        head = self.nodes[0]
-        ray = str(Path(sys.executable).with_name("ray"))
-        common = [ray, "start", "--block", "--num-cpus=2", "--disable-usage-stats", "--object-store-memory=200000000"]
-        # Sockets have short names: a folder of their own right under /tmp.
-        temporary = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        first = [*common, "--head", f"--node-ip-address={head.address}", f"--port={GCS_PORT}", f"--temp-dir={temporary}"]
-        first += ["--dashboard-host=0.0.0.0", f"--dashboard-port={DASHBOARD_PORT}"]
-        self._start_node(head, first)
-        self.dashboard = f"http://{head.address}:{DASHBOARD_PORT}"
-        _wait(lambda: _answers(f"{self.dashboard}/api/version"), START_S, "the dashboard")
-        for host in self.nodes[1:]:
-            self._start_node(host, [*common, f"--address={head.address}:{GCS_PORT}", f"--node-ip-address={host.address}"])
-
-    def _start_node(self, host: Host, command: list[str]) -> None:
-        # Ray gives a node 30 s to register, which a busy machine can miss.
-        log = self.folder / f"{host.name}.log"
-        process = host.start(command, self._environment, log)
-
-        def started() -> bool:
-            nonlocal process
-            if process.poll() is not None:
-                process = host.start(command, self._environment, log)
-            return "Ray runtime started." in log.read_text()
-
-        _wait(started, START_S, f"Ray on {host.name}")
-
-    def deploy(self, settings: Any) -> None:
-        """One ingress replica and one proxy a host."""
-        config = config_of(settings, Store(settings.workdir).current("bundle"))
-        config["proxy_location"] = "EveryNode"
-        config["http_options"] |= {"host": "0.0.0.0", "port": SERVE_PORT}
-        (application,) = config["applications"]
-        application["runtime_env"] = {"working_dir": f"local://{REPOSITORY}", "env_vars": {"OMP_NUM_THREADS": "1"}}
-        (ingress,) = application["deployments"]
-        del ingress["autoscaling_config"]
-        ingress |= {"num_replicas": len(self.nodes), "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 1}}
-        _wait(lambda: _deployed(self.dashboard, config), START_S, "the dashboard's Serve")
-        client = ServeSubmissionClient(self.dashboard)
-
-        def running() -> bool:
-            found = client.get_serve_details()["applications"]
-            if any(one["status"] in ("DEPLOY_FAILED", "UNHEALTHY") for one in found.values()):
-                raise SeminarError(explain("deploy", got=str(found)[:2000], expected="RUNNING", fix="see its message"))
-            return bool(found) and all(one["status"] == "RUNNING" for one in found.values())
-
-        _wait(running, 2 * START_S, "the service")
-        urls = [f"http://{host.address}:{SERVE_PORT}/v1/health/ready" for host in self.nodes]
-        _wait(lambda: all(_answers(url) for url in urls), START_S, "a proxy on every host")
-
-    def lose(self, host: Host) -> int:
-        """The host is gone from one moment to the next; how many processes it had."""
-        host.cut()
-        return host.kill()
-
-
-def _deployed(dashboard: str, config: dict[str, Any]) -> bool:
-    """False as long as the dashboard does not take configs yet."""
-    try:
-        ServeSubmissionClient(dashboard).deploy_applications(config)
-    except OSError:
-        return False
-    return True
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return answer.status == 200
-    except OSError:
-        return False
-
-
-def _wait(until: Any, timeout_s: float, what: str) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not until():
-        if time.monotonic() > deadline:
-            raise SeminarError(explain(what, got=f"nothing in {timeout_s:.0f} s", expected="it", fix="look at the logs"))
-        time.sleep(0.5)
 
 
 if __name__ == "__main__":
