@@ -6,8 +6,8 @@ Four hosts on this machine (`benchmarks/hosts.py`): a Redis that keeps the histo
 and one HAProxy each. When half of the events are acknowledged all processes of one node are killed with SIGKILL; with --silent
 its network is cut first, so that its peers see silence and not closed connections, as when a host loses power. Clients know the
 three addresses, as a load balancer would, and go to the next one when one fails; an event is sent again with the same event_id
-until somebody acknowledges it. At the end the store is read, and every acknowledged event must be there exactly once. Needs Linux,
-root, iproute2 and redis-server.
+until somebody acknowledges it. At the end the store is read, and every acknowledged event must be there exactly once.
+Needs Linux, root, iproute2 and redis-server.
 """
 
 import argparse

@@ -64,8 +64,8 @@ def asks_of(settings: Any, bundles: Sequence[Artifact], users: int, targets: int
         span = histories.span(pair.row)
         time_ms = int(histories.time_ms[span][pair.position]) - 1
         seen = histories.time_ms[span] <= time_ms
-        item, query, times_ms = (column[span][seen] for column in (histories.item, histories.query, histories.time_ms))
-        history = ScoringHistory(item, query, times_ms)
+        item_L, query_L, time_ms_L = (column[span][seen] for column in (histories.item, histories.query, histories.time_ms))
+        history = ScoringHistory(item_L, query_L, time_ms_L)
         item_T = draw.choice(len(ids), targets, replace=False)
         rows = Targets(item_T, np.full(targets, NONE), CTR, time_ms)
         body = {
