@@ -27,8 +27,8 @@ class Machines:
 
     def __init__(self, folder: Path, keeper: Host, nodes: Sequence[Host]) -> None:
         self.folder, self.keeper, self.nodes = folder, keeper, nodes
-        # Names of sockets must be short: a folder of their own right under /tmp.
-        self.temporary = Path(tempfile.mkdtemp(prefix="hosts-", dir="/tmp"))
+        # HAProxy and Ray put sockets deep into it, whose whole names may have 97 characters.
+        self.temporary = Path(tempfile.mkdtemp(prefix="h", dir="/tmp"))
         clean = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         # The bridge ends at this machine, so Ray needs no token on it.
@@ -67,7 +67,7 @@ class Machines:
     def _start_node(self, host: Host, command: list[str]) -> None:
         # Ray gives a node 30 s to register, which a busy machine can miss.
         log = self.folder / f"{host.name}.log"
-        ingress = self.temporary / host.name
+        ingress = self.temporary / host.name[-2:]
         ingress.mkdir()
         environment = self._environment | ingress_environment("haproxy", ingress)
         process = host.start(command, environment, log)
