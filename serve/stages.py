@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from seminar.scorer import Scored, ScoringHistory, Targets, TwoStageScorer
+from seminar.compiled.scorer import Found
+from seminar.scorer import Retrieved, Scored, ScoringHistory, Targets, TwoStageScorer
 from serve.explain import rank, rank_found
 from serve.held import Held
 from serve.observe import Observer, Silent
@@ -63,15 +64,19 @@ class LocalStages:
         """The engine itself holds it."""
 
     def _score(self, scorer: TwoStageScorer, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
-        found, retrieve_ms = timed("retrieve", scorer.find, history, targets)
-        if found is not None:
-            self._observer.retrieved(scorer, history, targets, found)
+        found, retrieve_ms = timed("retrieve", _search, scorer, history, targets)
+        self._observer.retrieved(scorer, history, targets, found)
+        if isinstance(found, Retrieved):
+            scored, rank_ms = timed("rank", rank, scorer, targets, found, explain_top)
+        else:
             scored, rank_ms = timed("rank", rank_found, scorer, history, targets, found, explain_top)
-            return StageResult(scored, retrieve_ms, rank_ms)
-        retrieved, retrieve_ms = timed("retrieve", scorer.retrieve, history, targets)
-        self._observer.retrieved(scorer, history, targets, retrieved)
-        scored, rank_ms = timed("rank", rank, scorer, targets, retrieved, explain_top)
         return StageResult(scored, retrieve_ms, rank_ms)
+
+
+def _search(scorer: TwoStageScorer, history: ScoringHistory, targets: Targets) -> Found | Retrieved:
+    """The compiled search, or the plain one of what that does not cover."""
+    found = scorer.find(history, targets)
+    return scorer.retrieve(history, targets) if found is None else found
 
 
 class LocalProposals:
