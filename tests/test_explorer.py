@@ -6,8 +6,13 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from starlette.applications import Starlette
+from starlette.routing import Mount
 
 from seminar.artifacts import Artifact, Store
+from serve.explorer import Site, explorer_routes
 from tests.served_world import World
 
 pytest.importorskip("selenium", reason="the browser's driver is in the extra 'dev'")
@@ -250,3 +255,14 @@ def test_users_are_offered_by_length_and_by_date(root: str) -> None:
         assert [user[key] for user in users] == sorted((user[key] or 0 for user in everyone), reverse=True)[:5]
     behaviours = httpx.get(f"{root}/v1/users/{USER}/history").json()["behaviours"]
     assert {one["category"] for one in behaviours} >= {"tea", "bread"}
+
+
+def test_the_page_is_found_behind_a_prefix() -> None:
+    """As Serve runs an application whose route_prefix is not the root."""
+    app = FastAPI()
+    app.include_router(explorer_routes(Site.read()))
+    client = TestClient(Starlette(routes=[Mount("/fused", app)]))
+    page = client.get("/fused/", follow_redirects=True)
+    assert page.url.path == "/fused/explorer/"
+    script = next(part for part in page.text.split('"') if part.endswith("main.js"))
+    assert "immutable" in client.get(page.url.join(script)).headers["cache-control"]
