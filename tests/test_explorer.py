@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -266,3 +267,20 @@ def test_the_page_is_found_behind_a_prefix() -> None:
     assert page.url.path == "/fused/explorer/"
     script = next(part for part in page.text.split('"') if part.endswith("main.js"))
     assert "immutable" in client.get(page.url.join(script)).headers["cache-control"]
+
+
+def test_a_token_is_asked_for_once(page: Page, world: World, tmp_path: Path) -> None:
+    token = tmp_path / "token"
+    token.write_text("correct-horse-battery-staple")
+    with serving(world, tmp_path / "history", token_file=str(token)) as address:
+        guarded = Page(page.driver, address)
+        guarded.open(user=USER, item="i10")
+        for given, title in (("another-horse-battery-staple", "The service wants a token"), (token.read_text(), "")):
+            guarded.find("#token").send_keys(given, Keys.ENTER)
+            guarded.settle()
+            assert guarded.text("#problem h2") == title
+        assert len(kept(guarded)) == 5
+        guarded.open(user=USER, item="i15")
+        assert guarded.text("#problem") == ""
+        assert len(kept(guarded)) == 5
+        page.complaints(), page.requested()
