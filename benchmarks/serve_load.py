@@ -65,7 +65,7 @@ def phases(workdir: str, state: str, port: int, *, quick: bool) -> Iterator[Phas
         seconds=1.5 if quick else 3.0,
         rounds=2 if quick else 3,
         warm_users=300 if quick else 2000,
-        cold_users=100 if quick else 200,
+        cold_users=100,
         rivals=True,
         open_loop=True,
     )

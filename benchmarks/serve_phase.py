@@ -22,7 +22,7 @@ import ray
 from ray import serve as ray_serve
 
 from benchmarks.serve_client import HOST, Plan
-from benchmarks.serve_routing import stickiness
+from benchmarks.serve_routing import cache_counts, stickiness
 from benchmarks.serve_world import PLANTED, TARGETS, World, offline, planted_user
 from seminar.bundle import Bundle
 from seminar.config import ServeConfig, Settings
@@ -35,6 +35,7 @@ OPEN = (0.25, 0.5, 0.75, 0.9)
 """Arrival rates by the requests a second of the closed loop at 32."""
 OVERLOAD = 4.0
 RIVALS = ("id", "channels")
+HEADERS = ("x-session-id", "no header")
 THREADS = ((1, 2), (2, 1), (1, 1))
 """Threads of torch and requests at once: settings that a rival may choose from."""
 START_S = 600.0
@@ -71,11 +72,17 @@ class Measurement:
             "cold": self._file("cold", self.world.bodies(self.cold, len(self.cold))),
             "warm": self._file("warm", self.world.bodies(self.warm)),
             "once": self._file("once", self.world.bodies(self.warm, len(self.warm), seed=1)),
+            **{name: self._file(name, self.world.bodies(users, 4 * len(users))) for name, users in self._fresh(cold).items()},
             "trivial": self._file("trivial", (f"{user}\t" for user in self.warm)),
         }
         for length, users in PLANTED.items():
             names = [planted_user(length, i) for i in range(users)]
             self._files[str(length)] = self._file(str(length), self.world.bodies(names, 10 * users))
+
+    def _fresh(self, cold: Sequence[str]) -> dict[str, Sequence[str]]:
+        """Users that no other block asks for, half of them with the header."""
+        rest = cold[self.phase.cold_users :]
+        return {HEADERS[0]: rest[::2], HEADERS[1]: rest[1::2]}
 
     def plan(self, service: str, file: str, **how: Any) -> Plan:
         """A plan for one service."""
@@ -117,7 +124,7 @@ def run(phase: Phase, folder: Path) -> dict[str, Any]:
     try:
         difference = check(measurement)
         threads = measure_all(measurement)
-        routed = {name: stickiness(phase.port, header=name == "header") for name in ("header", "no header")}
+        routed = routing(measurement) if phase.replicas > 1 else {}
     finally:
         ray_serve.shutdown()
         ray.shutdown()
@@ -201,6 +208,18 @@ def measure_all(measurement: Measurement) -> dict[str, tuple[int, int]]:
         measure("seminar", "overload", "warm", rate=OVERLOAD * peak, seconds=2 * phase.seconds)
         measure("seminar", "after overload", "warm", concurrency=32)
     return threads
+
+
+def routing(measurement: Measurement) -> dict[str, dict[str, float]]:
+    """With the header and without: requests that reach their user's usual replica, and hits of the replicas' user caches when
+    new users ask four times each."""
+    port, found = measurement.phase.port, {}
+    for name in HEADERS:
+        before = cache_counts(port)
+        measurement.measure("seminar", name, name, concurrency=4, once=True, seconds=60, session=name == HEADERS[0])
+        hits, misses = (after - count for after, count in zip(cache_counts(port), before, strict=True))
+        found[name] = {"usual replica": stickiness(port, header=name == HEADERS[0]), "cache hits": hits / max(hits + misses, 1)}
+    return found
 
 
 def best_threads(measurement: Measurement) -> dict[str, tuple[int, int]]:

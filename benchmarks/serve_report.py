@@ -33,8 +33,9 @@ def goals(results: Sequence[dict[str, Any]]) -> Iterator[Goal]:
             f"  {where}: failed requests of {sum(r['sent'] for r in result['rows']):,}", len(failures), "", 0, at_least=False
         )
         if phase["replicas"] > 1:
-            for how, share in result["routed"].items():
-                yield Goal(f"  {where}: requests that reach their user's usual replica, {how}", share, "")
+            for how, shares in result["routed"].items():
+                for what, share in shares.items():
+                    yield Goal(f"  {where}: {what}, {how}", share, "")
         if phase["rivals"]:
             yield from _long(result["rows"], result["threads"])
         if phase["open_loop"]:

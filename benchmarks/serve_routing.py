@@ -1,4 +1,4 @@
-"""Does a user come back to the replica that knows him? Asked of the trivial endpoint, which tells its replica."""
+"""Does a user come back to the replica that knows him? Asked of the trivial endpoint and of the caches."""
 
 import http.client
 import json
@@ -6,6 +6,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 from benchmarks.serve_client import HOST
+from serve.deploy import served
 
 USERS, ROUNDS, THREADS = 60, 5, 8
 
@@ -27,3 +28,9 @@ def _replicas(port: int, user: str, *, header: bool) -> Counter[str]:
         counts[json.load(connection.getresponse())] += 1
         connection.close()
     return counts
+
+
+def cache_counts(port: int) -> tuple[int, int]:
+    """Hits and misses of all replicas' user caches."""
+    states = served(f"http://{HOST}:{port}/seminar")["replicas"]
+    return sum(state["user_cache_hits"] for state in states), sum(state["user_cache_misses"] for state in states)

@@ -119,7 +119,9 @@ class Ingress:
         return {P95: self.latencies.p95_ms()}
 
     async def state(self) -> api.ReplicaState:
-        return _state(self.engine.live.bundle.version, self.engine.offers)
+        cache = self.engine.user_cache
+        state = _state(self.engine.live.bundle.version, self.engine.offers)
+        return state.model_copy(update={"user_cache_hits": cache.hits, "user_cache_misses": cache.misses})
 
     async def replicas(self) -> Sequence[api.ReplicaState]:
         """State of every running replica of the application."""

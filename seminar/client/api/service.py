@@ -24,6 +24,9 @@ class ReplicaState(Output):
     loading: str | None
     """The bundle it is loading beside that one."""
     refused: Refusal | None
+    user_cache_hits: int = 0
+    """Requests whose history the replica still had from before, since it started; 0 where a deployment reads no histories."""
+    user_cache_misses: int = 0
 
 
 class BundleResponse(Output):
