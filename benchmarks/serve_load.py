@@ -1,6 +1,6 @@
 """The service under load, beside Serve's trivial endpoint and beside what a user would write first. Also `seminar bench serve`.
 
-    python -m benchmarks.serve_load [--quick] [--config FILE --workdir DIR] [--port 8123]
+    python -m benchmarks.serve_load [--quick] [--only NAMES] [--config FILE --workdir DIR] [--port 8123]
 
 Serves the bundle in use of a workdir to a load generator on this machine: /v1/score, 100 targets, every user as often as the
 others, and planted users with 10,240 and 102,400 behaviours. One process tree a combination of ingress (HAProxy with throughput
@@ -28,6 +28,9 @@ from seminar.errors import ConfigError, explain
 from serve.run import REPOSITORY
 
 MAX_PHASE_S = 900
+QUICK = ("haproxy-fused-1", "proxy-fused-1")
+SCALING = "scaling"
+"""Replicas that come and go with the load (`benchmarks/serve_scaling.py`)."""
 
 
 def main() -> None:
@@ -36,20 +39,19 @@ def main() -> None:
     parser.add_argument("--workdir", type=Path)
     parser.add_argument("--port", type=int, default=8123)
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--only", help="combinations to run, e.g. haproxy-fused-1,proxy-split-2")
+    parser.add_argument("--only", help="what to run, e.g. haproxy-fused-1,proxy-split-2,scaling")
     own = parser.parse_args()
     settings: Settings = load_settings(own.config)
     workdir = (own.workdir or settings.workdir).resolve()
     with tempfile.TemporaryDirectory(prefix="seminar-bench-", dir="/tmp") as state:
         World.open(workdir).fill(Path(state) / "lmdb")
-        chosen = list(phases(str(workdir), state, own.port, quick=own.quick))
-        named = {name(phase): phase for phase in chosen}
-        wanted = own.only.split(",") if own.only else list(named)
-        if not set(wanted) <= set(named):
-            raise ConfigError(explain("--only", got=own.only, expected=", ".join(named), fix="name some of these"))
-        results = [measured(named[one], Path(state)) for one in wanted]
-        scaling = None if own.quick else measured(replace(chosen[0], rivals=False), Path(state), "serve_scaling")
-    publish("serve", [*goals(results), *(scaling_goals(scaling) if scaling else ())])
+        named = {name(phase): phase for phase in phases(str(workdir), state, own.port, quick=own.quick)}
+        wanted = own.only.split(",") if own.only else [*QUICK] if own.quick else [*named, SCALING]
+        if not set(wanted) <= {*named, SCALING}:
+            raise ConfigError(explain("--only", got=own.only, expected=", ".join([*named, SCALING]), fix="name some of these"))
+        results = [measured(named[one], Path(state)) for one in wanted if one in named]
+        scaled = [measured(replace(named[QUICK[0]], rivals=False), Path(state), "serve_scaling")] if SCALING in wanted else []
+    publish("serve", [*goals(results), *(goal for result in scaled for goal in scaling_goals(result))])
     draw(results)
 
 
@@ -71,9 +73,6 @@ def phases(workdir: str, state: str, port: int, *, quick: bool) -> Iterator[Phas
     )
     yield first
     other = replace(first, rivals=False, open_loop=False)
-    if quick:
-        yield replace(other, ingress="proxy")
-        return
     for ingress in ("haproxy", "proxy"):
         for topology in ("fused", "split"):
             for replicas in (1, 2):

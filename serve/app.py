@@ -11,6 +11,7 @@ all of them hold the new one. So candidates and scores of one answer are of one 
 
 import asyncio
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -51,6 +52,7 @@ from serve.stages import LocalStages, StageResult
 
 BROADCAST_TIMEOUT_S = 60.0
 RETRY_S = 0.05
+SWITCH_S = 0.0005
 T = TypeVar("T")
 
 
@@ -97,6 +99,8 @@ class Ingress:
         esu: DeploymentHandle | None = None,
     ) -> None:
         torch.set_num_threads(1)
+        # The event loop gets the interpreter back from the thread that scores within this time, not after Python's 5 ms.
+        sys.setswitchinterval(SWITCH_S)
         options = Options.parse(args)
         observer = watch_replica(options)
         stages = LocalStages(observer) if gsu is None or esu is None else RemoteStages(gsu, esu, observer)
