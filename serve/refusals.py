@@ -20,7 +20,7 @@ MAX_PROBLEMS = 10
 MAX_PATH = 200
 """Characters of a client's path that an answer repeats."""
 
-ERRORS: dict[int, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": api.ErrorResponse, "description": "No bearer token, or another one."},
     404: {"model": api.ErrorResponse, "description": "No such user."},
     409: {

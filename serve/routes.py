@@ -1,7 +1,7 @@
 """The HTTP interface: routes over an Engine. Knows no Ray, so it is tested in one process."""
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Query
 from fastapi.security import HTTPBearer
@@ -28,7 +28,7 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
     app.include_router(_health(service))
     app.include_router(inference_routes(service))
     app.include_router(explorer_routes(Site.read()))
-    refused = {status: ERRORS[status] for status in (401, 422, 503)}
+    refused: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 422, 503)}
     for routes in (_routes(service), _browsing(service)):
         app.include_router(routes, dependencies=[Depends(_BEARER)], responses=refused)
     add_handlers(app)
