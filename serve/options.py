@@ -114,7 +114,8 @@ def _try_out(scorer: TwoStageScorer) -> None:
     length = 64 + 4 * scorer.bundle.config.top_k
     history = ScoringHistory(np.resize(rows, length), np.full(length, NONE), np.full(length, 1_600_000_000_000))
     targets = Targets(rows, np.full(len(rows), NONE), CTR, 1_600_000_000_000)
-    scores = scorer.score(history, targets, explain=True).probability_T
+    # Reasons are torch's, scores alone the compiled scorer's: both are tried.
+    scores = [scorer.score(history, targets, explain=explain).probability_T for explain in (True, False)]
     if not np.isfinite(scores).all():
         what = f"scores of bundle {scorer.bundle.version}"
         raise ArtifactError(explain(what, got="not a number", expected="probabilities", fix="roll back to the bundle before it"))
