@@ -15,7 +15,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -27,6 +27,7 @@ from benchmarks.serve_world import PLANTED, TARGETS, World, offline, planted_use
 from seminar.bundle import Bundle
 from seminar.config import ServeConfig, Settings
 from serve.deploy import Serve, config_of
+from serve.ingress import Ingress
 from serve.run import REPOSITORY, start_ray
 
 CLOSED = (1, 8, 32)
@@ -47,8 +48,8 @@ class Phase:
 
     workdir: str
     history: str
-    ingress: str
-    topology: str
+    ingress: Ingress
+    topology: Literal["fused", "split"]
     replicas: int
     port: int
     seconds: float
@@ -87,7 +88,8 @@ class Measurement:
     def plan(self, service: str, file: str, **how: Any) -> Plan:
         """A plan for one service."""
         path, scores = self._target(service)
-        return Plan(self.phase.port, path, self._files[file], scores=scores, **{"seconds": self.phase.seconds, **how})
+        given: dict[str, Any] = {"seconds": self.phase.seconds, **how}
+        return Plan(self.phase.port, path, self._files[file], scores=scores, **given)
 
     def measure(self, service: str, name: str, file: str, **how: Any) -> dict[str, Any]:
         """One block in a process of its own."""

@@ -82,7 +82,6 @@ class Request(BaseModel):
 rival, trivial = FastAPI(), FastAPI()
 
 
-@serve.deployment(name="Rival")
 @serve.ingress(rival)
 class Rival:
     """Both inputs behind one ingress, one at a time under load; threads of torch and workers can be set."""
@@ -115,12 +114,14 @@ class Rival:
         """Rows of the tables, in memory from a user's first request on."""
         if user not in self._histories:
             stored = self._store.read(user)
-            columns = (self._items(stored.item_L), self._queries(stored.query_L))
-            self._histories[user] = tuple(torch.from_numpy(np.ascontiguousarray(column)) for column in columns)
+            item_L, query_L = (
+                torch.from_numpy(np.ascontiguousarray(column))
+                for column in (self._items(stored.item_L), self._queries(stored.query_L))
+            )
+            self._histories[user] = item_L, query_L
         return self._histories[user]
 
 
-@serve.deployment(name="Trivial")
 @serve.ingress(trivial)
 class Trivial:
     """The least that an HTTP service on Serve can do."""
@@ -137,8 +138,8 @@ class Trivial:
 
 def build_rival(args: dict[str, Any]) -> Application:
     """args: arguments of Rival."""
-    return Rival.bind(**args)
+    return serve.deployment(name="Rival")(Rival).bind(**args)
 
 
 def build_trivial(_: dict[str, Any]) -> Application:
-    return Trivial.bind()
+    return serve.deployment(name="Trivial")(Trivial).bind()
