@@ -2,13 +2,17 @@
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -16,6 +20,7 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+from benchmarks.serve_client import Plan
 from seminar.artifacts import Artifact, Store
 from seminar.config import ServeConfig, Settings
 from seminar.errors import ArtifactError, SeminarError
@@ -115,6 +120,22 @@ def test_both_topologies_recommend_alike_and_by_the_offline_scores(served_world:
             items = [item["item_id"] for item in fused["items"]]
             expected = offline(world, world.bundles[0], user, items, query.get("query_id"), LATER_MS)
             assert np.allclose([item["score"] for item in fused["items"]], expected, atol=1e-5)
+
+
+def test_overload_is_answered_with_503_and_retry_after(served_world: Served, tmp_path: Path) -> None:
+    """By Serve's own proxy; tests/test_serve_haproxy.py has the same of HAProxy."""
+    body = {"user_id": "u08", "targets": [{"item_id": item} for item in ITEMS], "time_ms": LATER_MS}
+    requests, plan = tmp_path / "requests.txt", tmp_path / "plan.json"
+    requests.write_text(f"u08\t{json.dumps(body, separators=(',', ':'))}")
+    address = urlsplit(served_world.fused)
+    assert address.port is not None
+    load = Plan(address.port, f"{address.path}/v1/score", str(requests), seconds=2, concurrency=500, scores=len(ITEMS))
+    plan.write_text(json.dumps(asdict(load)))
+    command = [sys.executable, "-m", "benchmarks.serve_client", str(plan)]
+    told = json.loads(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
+    assert told["failures"] == []
+    assert told["refused"] == told["statuses"]["503"] > 0
+    assert told["good"] > 0
 
 
 def test_event_is_seen_by_every_replica_of_the_node_at_once(served_world: Served) -> None:
