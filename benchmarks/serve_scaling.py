@@ -29,6 +29,7 @@ SCALING = {
     "target_ongoing_requests": 4,
     "upscale_delay_s": 2,
     "downscale_delay_s": 5,
+    "metrics_interval_s": 2,
     "look_back_period_s": 5,
     "policy": {"policy_function": "serve.autoscaling:Policy", "policy_kwargs": {"target_p95_ms": 50}},
 }
