@@ -2,7 +2,10 @@
 service in one process."""
 
 import shutil
-from collections.abc import Sequence
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import torch
+import uvicorn
 from fastapi.testclient import TestClient
 from safetensors.torch import load_file, save_file
 
@@ -102,6 +106,19 @@ class open_service:
     def __exit__(self, *error: object) -> None:
         self.client.__exit__(None, None, None)
         self.engine.store.close()
+
+
+@contextmanager
+def over_http(service: Service) -> Iterator[str]:
+    """Base URL at which the service answers on loopback."""
+    server = uvicorn.Server(uvicorn.Config(service.client.app, port=0, log_level="error", lifespan="off"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join(10)
 
 
 def offline(world: World, bundle: Artifact, user: str, items: list[str], query: str | None, time_ms: int) -> np.ndarray:

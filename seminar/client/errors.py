@@ -1,17 +1,26 @@
-"""What a client raises: the service's own words where it had any."""
+"""What a call raises when there is no answer."""
 
-from seminar.client import api
-from seminar.errors import SeminarError
+from collections.abc import Sequence
+
+from seminar.client.api import Problem
+from seminar.errors import SeminarError, explain
 
 
 class ServiceError(SeminarError):
-    """The service refused a request. status: of HTTP. problems: what, got, expected, fix. request_id: as its log knows it."""
+    """The service, or something before it, refused. request_id: what its log calls it."""
 
-    def __init__(self, status: int, problems: list[api.Problem], request_id: str | None = None) -> None:
-        told = "; ".join(f"{p.what}: got {p.got}, expected {p.expected}; {p.fix}" for p in problems) or "no reason given"
-        super().__init__(f"{status}: {told}" + (f" (request {request_id})" if request_id else ""))
-        self.status, self.problems, self.request_id = status, problems, request_id
+    def __init__(self, status: int, problems: Sequence[Problem], request_id: str | None = None) -> None:
+        sentences = [explain(p.what, got=p.got, expected=p.expected, fix=p.fix) for p in problems]
+        where = f" (request {request_id})" if request_id else ""
+        super().__init__(f"status {status}: {'. '.join(sentences)}{where}")
+        self.status, self.problems, self.request_id = status, list(problems), request_id
 
 
 class Unreachable(SeminarError):
-    """No answer after all attempts: connection refused or lost, or no answer in time."""
+    """No address gave an answer before the deadline."""
+
+    def __init__(self, what: str, why: str, attempts: int, request_id: str) -> None:
+        got = f"{why}, {attempts} attempt{'s' * (attempts > 1)} (request {request_id})"
+        fix = "check the addresses and that the service runs, or allow a longer deadline_s"
+        super().__init__(explain(what, got=got, expected="an answer before the deadline", fix=fix))
+        self.attempts, self.request_id = attempts, request_id
