@@ -135,9 +135,10 @@ class _Service:
             yield Changed(name, ended - began, traffic.between(began, ended + SETTLE_S))
 
     def killed(self, asks: Sequence[Ask], own: Any) -> Iterator[Goal]:
-        """kill -9 of a replica with slow requests in flight; then of another one, with clients that retry."""
+        """kill -9 of a replica with slow requests in flight, raw ones and, beside them, such of the client library."""
         slow = [_slow(ask) for ask in asks[:8]]
-        with self._traffic(asks, own) as traffic, Traffic(self.url, slow, threads=2) as heavy:
+        patient = [Traffic(self.url, some, 2, own.pause_ms / 1e3, library=True) for some in (asks, slow)]
+        with self._traffic(asks, own) as traffic, Traffic(self.url, slow, threads=2) as heavy, patient[0], patient[1]:
             time.sleep(2)
             began, back = self._kill_one()
             time.sleep(SETTLE_S)
@@ -148,8 +149,13 @@ class _Service:
         health_s = float(self._config(1)["applications"][0]["deployments"][0]["health_check_period_s"])
         yield Goal(f"kill -9 of a replica: failed of {len(in_flight)} in flight", float(len(failed) - len(others)), "")
         yield Goal(f"  failed of {len(found) - len(in_flight):,} others", float(len(others)), "", 0, at_least=False)
+        kept = [one for some in patient for one in some.between(began, back)]
+        lost = [one for one in kept if one.error]
+        caught = sum(one.sent_s < began < one.sent_s + one.took_s for one in kept)
+        name = f"  failed with the client library, of {len(kept):,}, {caught} of them in flight"
+        yield Goal(name, float(len(lost)), "", 0, at_least=False)
         yield Goal("  full capacity after", back - began, "s", health_s + self.start_s, at_least=False)
-        for error in sorted({one.error for one in failed if one.error})[:5]:
+        for error in sorted({one.error for one in (*failed, *lost) if one.error})[:5]:
             print(f"  {error}", flush=True)
 
     def _kill_one(self) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Requests whose right answers are known, sent from several threads while something happens to the service.
 
 Every answer is compared with the scores of the very bundle that it names, so a score computed from two bundles at once would be
-found. Nothing is retried here: what fails, failed.
+found. Raw traffic sends nothing again: what fails, failed. Traffic through the client library fails where that gives up.
 """
 
 import http.client
@@ -20,6 +20,10 @@ from numpy import ndarray
 
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
+from seminar.client import api
+from seminar.client.errors import ServiceError, Unreachable
+from seminar.client.http import Client
+from seminar.client.retries import Patience
 from seminar.evaluate.protocol import held_out_pairs
 from seminar.schema import CTR, NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
@@ -85,12 +89,16 @@ def query_ids(store: Store) -> list[str]:
 
 @dataclass
 class Traffic:
-    """`threads` connections, each asking as soon as it was answered, for the length of a `with`; pause_s between two asks."""
+    """`threads` connections, each asking as soon as it was answered, for the length of a `with`; pause_s between two asks.
+
+    library: ask through the client library, which sends again what nobody answered.
+    """
 
     url: str
     asks: Sequence[Ask]
     threads: int = 2
     pause_s: float = 0.0
+    library: bool = False
     answered: list[Answered] = field(default_factory=list)
 
     def __enter__(self) -> "Traffic":
@@ -110,37 +118,74 @@ class Traffic:
         return [one for one in self.answered if one.sent_s < end_s and one.sent_s + one.took_s > begin_s]
 
     def _run(self, first: int) -> None:
-        address = urlsplit(self.url)
-        connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_S)
-        number = first
-        while not self._stop.is_set():
-            ask = self.asks[number % len(self.asks)]
-            began, version = time.monotonic(), None
-            try:
-                version, error = _ask(connection, address.path, ask)
-            except (OSError, http.client.HTTPException) as problem:
-                error = repr(problem)
-                connection.close()
-            self.answered.append(Answered(began, time.monotonic() - began, version, error))
-            number += self.threads
-            if self.pause_s:
-                self._stop.wait(self.pause_s)
-        connection.close()
+        with _Library(self.url) if self.library else _Raw(self.url) as way:
+            number = first
+            while not self._stop.is_set():
+                ask, began = self.asks[number % len(self.asks)], time.monotonic()
+                version, error = way.ask(ask)
+                self.answered.append(Answered(began, time.monotonic() - began, version, error))
+                number += self.threads
+                if self.pause_s:
+                    self._stop.wait(self.pause_s)
 
 
-def _ask(connection: http.client.HTTPConnection, path: str, ask: Ask) -> tuple[str | None, str | None]:
-    headers = {"content-type": "application/json", "x-session-id": ask.body["user_id"]}
-    connection.request("POST", f"{path}/v1/score", json.dumps(ask.body), headers)
-    response = connection.getresponse()
-    content = response.read()
-    if response.status != 200:
-        return None, f"status {response.status}: {content[:200].decode(errors='replace')}"
-    told = json.loads(content)
-    version = told["bundle_version"]
+class _Raw:
+    """One connection, opened again after it broke."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self._path = f"{address.path}/v1/score"
+        self._connection = http.client.HTTPConnection(address.hostname or "", address.port, timeout=TIMEOUT_S)
+
+    def __enter__(self) -> "_Raw":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._connection.close()
+
+    def ask(self, ask: Ask) -> tuple[str | None, str | None]:
+        """The version of the bundle that answered, and what was wrong."""
+        headers = {"content-type": "application/json", "x-session-id": ask.body["user_id"]}
+        try:
+            self._connection.request("POST", self._path, json.dumps(ask.body), headers)
+            response = self._connection.getresponse()
+            content = response.read()
+        except (OSError, http.client.HTTPException) as problem:
+            self._connection.close()
+            return None, repr(problem)
+        if response.status != 200:
+            return None, f"status {response.status}: {content[:200].decode(errors='replace')}"
+        told = json.loads(content)
+        return told["bundle_version"], _wrong(ask, told["bundle_version"], told["scores"])
+
+
+class _Library:
+    """A client of its own."""
+
+    def __init__(self, url: str) -> None:
+        self._client = Client(url, patience=Patience(timeout_s=10, deadline_s=TIMEOUT_S))
+
+    def __enter__(self) -> "_Library":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._client.close()
+
+    def ask(self, ask: Ask) -> tuple[str | None, str | None]:
+        """As `_Raw.ask`."""
+        try:
+            told = self._client.score(api.ScoreRequest.model_validate(ask.body))
+        except (ServiceError, Unreachable) as error:
+            return None, str(error)
+        return told.bundle_version, _wrong(ask, told.bundle_version, told.scores)
+
+
+def _wrong(ask: Ask, version: str, scores: Sequence[float]) -> str | None:
+    """How the answer differs from what this bundle says; None if it does not."""
     if version not in ask.scores:
-        return version, f"bundle {version}, which was never offered"
-    difference = float(np.abs(np.array(told["scores"]) - ask.scores[version]).max())
-    return version, None if difference <= TOLERANCE else f"scores of no bundle: {difference:.2g} from those of {version}"
+        return f"bundle {version}, which was never offered"
+    difference = float(np.abs(np.array(scores) - ask.scores[version]).max())
+    return None if difference <= TOLERANCE else f"scores of no bundle: {difference:.2g} from those of {version}"
 
 
 def p99_ms(answered: Sequence[Answered]) -> float:
