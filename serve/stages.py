@@ -28,6 +28,15 @@ class StageResult:
 class Stages(Protocol):
     """Where GSU and ESU run: in this process, or behind two services."""
 
+    @property
+    def here(self) -> bool:
+        """Whether `score_now` can be called."""
+        ...
+
+    def score_now(self, live: Live, history: ScoringHistory, targets: Targets) -> StageResult:
+        """Both stages at once, in the thread that calls."""
+        ...
+
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         """explain_top: how many of the best targets are explained."""
         ...
@@ -53,12 +62,17 @@ class Proposals(Protocol):
 class LocalStages:
     """Both stages in this process, one request at a time."""
 
+    here = True
+
     def __init__(self, observer: Observer | None = None) -> None:
         self._thread = ThreadPoolExecutor(1, "score")
         self._observer = observer or Silent()
 
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         return await in_thread(self._thread, self._score, live.scorer, history, targets, explain_top)
+
+    def score_now(self, live: Live, history: ScoringHistory, targets: Targets) -> StageResult:
+        return self._score(live.scorer, history, targets, 0)
 
     async def hold(self, folder: Path, *, first: bool) -> None:
         """The engine itself holds it."""

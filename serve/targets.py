@@ -1,7 +1,7 @@
 """Targets, queries and tasks of a request in rows of one bundle; what the catalogue lacks is encoded here."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -69,24 +69,32 @@ def query_rows(
 ) -> tuple[Int[ndarray, " T"], Float[ndarray, "X d"] | None]:
     """Catalogue rows; rows behind the catalogue are texts it does not hold, encoded here. A text without any word is no query."""
     bundle = scorer.bundle
-    by_id = bundle.query_row([target.query_id or "" for target in targets])
-    _require(where, by_id, [target.query_id for target in targets], "send its text as `query`")
-    by_text = bundle.query_row_by_text([target.query or "" for target in targets])
-    query_T = np.where([target.query is None for target in targets], by_id, by_text)
-    new = {normal_text(t.query): NONE for t, row in zip(targets, by_text, strict=True) if t.query and row == NONE}
+    names, texts = [target.query_id for target in targets], [target.query for target in targets]
+    query_T = _rows(names, bundle.query_row)
+    _require(where, query_T, names, "send its text as `query`")
+    by_text = _rows(texts, bundle.query_row_by_text)
+    query_T = np.maximum(query_T, by_text)
+    new = {normal_text(text): NONE for text, row in zip(texts, by_text.tolist(), strict=True) if text and row == NONE}
     if not new:
         return query_T, None
     vectors = scorer.unseen_queries(list(new))
     usable = np.abs(vectors).sum(1) > 0
     numbers = np.where(usable, len(bundle.query_ids) + np.cumsum(usable) - 1, NONE).tolist()
     new = dict(zip(new, numbers, strict=True))
-    unseen = [new.get(normal_text(target.query), NONE) if target.query else NONE for target in targets]
+    unseen = [new.get(normal_text(text), NONE) if text else NONE for text in texts]
     return np.where(np.array(unseen) != NONE, unseen, query_T), vectors[usable] if usable.any() else None
+
+
+def _rows(names: Sequence[str | None], row_of: Callable[[Sequence[str]], Int[ndarray, " N"]]) -> Int[ndarray, " T"]:
+    """Row of each name, -1 for none; targets of a request mostly have one query, which is looked up once."""
+    distinct = [name for name in dict.fromkeys(names) if name is not None]
+    rows: dict[str | None, int] = dict(zip(distinct, row_of(distinct).tolist(), strict=True))
+    return np.fromiter((rows.get(name, NONE) for name in names), np.int64, len(names))
 
 
 def _require(where: str, rows: Int[ndarray, " T"], ids: Sequence[str | None], fix: str) -> None:
     """Refused, each unknown id told with its place put into `where`."""
-    unknown = [i for i, (row, name) in enumerate(zip(rows, ids, strict=True)) if name is not None and row == NONE]
+    unknown = [i for i in np.flatnonzero(rows == NONE).tolist() if ids[i] is not None]
     if unknown:
         raise Refused(
             422,

@@ -44,6 +44,11 @@ class UserCache(Generic[T]):
             self._entries.move_to_end(key)
             return entry.value
 
+    def peek(self, bundle: str, user_id: str, version: bytes) -> T | None:
+        """As `get`, but counted as neither, and no newer for it."""
+        entry = self._entries.get((bundle, user_id))
+        return None if entry is None or entry.version != version else entry.value
+
     def put(self, bundle: str, user_id: str, version: bytes, value: T, size: int) -> None:
         """Keep a value made from what was read after `version` was asked for; one larger than the limit is not kept."""
         key = (bundle, user_id)

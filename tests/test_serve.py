@@ -21,6 +21,7 @@ from serve.observe import Silent
 from serve.options import Options
 from serve.problems import Refused
 from serve.routes import create_app
+from serve.stages import LocalStages
 from tests.served_world import InProcess, Service, World, damaged, diverged, lost, mixture, offline, open_service, outgrown
 
 LATER_MS = 1_700_000_000_000
@@ -302,6 +303,7 @@ def test_faults_of_the_server_are_5xx_in_the_same_json(
     async def fail(*_: Any) -> None:
         raise error
 
+    monkeypatch.setattr(LocalStages, "here", False)
     monkeypatch.setattr(limited.engine.stages, "score", fail)
     quiet = TestClient(create_app(lambda: InProcess(limited.engine)), raise_server_exceptions=False)
     answer = quiet.post("/v1/score", json=GOOD)

@@ -52,6 +52,8 @@ class _User:
 class LMDBHistoryStore:
     """HistoryStore over an LMDB environment. Open it once a process, close it before opening it again."""
 
+    embedded = True
+
     def __init__(self, path: Path | str, max_gib: float = 64.0) -> None:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)

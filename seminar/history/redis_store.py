@@ -70,6 +70,8 @@ class _Looked:
 class RedisHistoryStore:
     """HistoryStore over a server. Thread-safe; connections are made as they are needed and again when the server is back."""
 
+    embedded = False
+
     def __init__(self, url: str, durability: Durability = "always", replicas: int = 0, timeout_s: float = 5.0) -> None:
         """StoreUnavailable if the server is not there or not set up as `durability` asks.
 

@@ -105,6 +105,9 @@ class Imported:
 class HistoryStore(Protocol):
     """Durable, shared histories: a write is on disk before it returns, and the next read in any process sees it."""
 
+    embedded: bool
+    """Whether it lives in this process's memory: a look-up then takes microseconds and never waits for a network."""
+
     @property
     def num_users(self) -> int: ...
 

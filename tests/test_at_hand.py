@@ -1,0 +1,75 @@
+"""Requests that are answered in the event loop itself: the same answers, and only where nothing has to be waited for."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from seminar.artifacts import Artifact, Store
+from seminar.client import api
+from seminar.history.store import Event
+from serve import at_hand as rule
+from serve.at_hand import at_hand
+from serve.stages import LocalStages
+from tests.served_world import World, open_service
+
+LATER_MS = 1_700_000_000_000
+REQUEST: dict[str, Any] = {"user_id": "u08", "targets": [{"item_id": f"i{n:02d}"} for n in range(8)], "time_ms": LATER_MS}
+
+
+@pytest.fixture(scope="module")
+def world(tiny_pairs: Artifact, tiny_store: Store) -> World:
+    return World.of(tiny_store, tiny_pairs)
+
+
+def test_a_warm_request_is_scored_in_the_loop_and_gets_the_scores_of_the_threads(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    plain = LocalStages._score
+
+    def noted(self: LocalStages, *args: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return plain(self, *args)
+
+    monkeypatch.setattr(LocalStages, "_score", noted)
+    with open_service(world, tmp_path / "history") as service:
+        cold, warm = service.score(**REQUEST), service.score(**REQUEST)
+        service.engine.store.append("u08", [Event("i05", LATER_MS - 1)])
+        changed = service.score(**REQUEST)
+    assert ["score" in name for name in threads] == [True, False, True]
+    np.testing.assert_allclose(warm["scores"], cold["scores"], rtol=0, atol=1e-6)
+    assert changed["scores"] != warm["scores"]
+    assert changed["history_length"] == warm["history_length"] + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"user_id": "u09"},
+        {"user_id": "nobody"},
+        {"explain": True},
+        {"time_ms": LATER_MS - 2_000_000_000_00},
+        {"targets": [{"item": {"text": "tea"}}]},
+        {"targets": [{"item_id": "i01", "query": "words that no query has"}]},
+    ],
+    ids=["cold user", "unknown user", "reasons", "the past", "cold item", "new query"],
+)
+def test_what_has_to_be_read_or_encoded_is_left_to_the_threads(world: World, tmp_path: Path, change: dict[str, Any]) -> None:
+    with open_service(world, tmp_path / "history") as service:
+        service.score(**REQUEST)
+        live, store = service.engine.live, service.engine.store
+        assert at_hand(live, store, api.ScoreRequest.model_validate(REQUEST))
+        assert not at_hand(live, store, api.ScoreRequest.model_validate({**REQUEST, **change}))
+
+
+def test_what_takes_long_is_left_to_the_threads(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_service(world, tmp_path / "history") as service:
+        length = service.score(**REQUEST)["history_used"]
+        request = api.ScoreRequest.model_validate(REQUEST)
+        monkeypatch.setattr(rule, "MOST", 8 * length)
+        assert at_hand(service.engine.live, service.engine.store, request)
+        monkeypatch.setattr(rule, "MOST", 8 * length - 1)
+        assert not at_hand(service.engine.live, service.engine.store, request)
