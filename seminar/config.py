@@ -420,7 +420,9 @@ class ServeConfig(_Section):
     token_file: Path | None = None
     """File with the bearer token that every request must carry; none: environment SEMINAR_TOKEN, and without that no token."""
     insecure: bool = False
-    """Start without a token though `host` is no loopback address."""
+    """Start without a token though `host` is no loopback address, or gRPC is on, which listens on all of them."""
+    grpc_port: int | None = Field(None, gt=0, lt=65536)
+    """Port of the gRPC interface (docs/api.md); none: it is off."""
     max_targets: int = Field(1000, gt=0)
     max_events: int = Field(10_000, gt=0)
     """Behaviours accepted in one POST /v1/events."""

@@ -25,19 +25,21 @@ from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayTaskError
 from ray.serve import Application
-from ray.serve.context import _get_global_client
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
 from seminar.artifacts import Artifact
 from seminar.client import api
+from seminar.client.scoring_pb2 import ScoreRequest, ScoreResponse
 from seminar.errors import SeminarError
 from seminar.scorer import Retrieved, ScoringHistory, Targets, TwoStageScorer
-from serve.access import require_guarded
+from serve import rpc
 from serve.autoscaling import P95
 from serve.engine import Engine
 from serve.explain import rank
 from serve.held import Held
+from serve.ingress import require_guarded_way_in
 from serve.latency import Latencies, Timed
 from serve.metrics import watch_replica
 from serve.observe import Observer, offering
@@ -75,13 +77,6 @@ def make_asgi_app() -> FastAPI:
     return app
 
 
-def _require_guarded(options: Options) -> None:
-    """ConfigError where Serve's own interfaces are open to others than this machine, and anybody would be answered."""
-    client = _get_global_client()
-    assert client is not None
-    require_guarded(client.http_config.host or "0.0.0.0", options.token(), options.insecure, "http_options.host")
-
-
 def _this_ingress() -> "Ingress":
     ingress = serve.get_replica_context().servable_object
     assert isinstance(ingress, Ingress)
@@ -102,6 +97,7 @@ class Ingress:
         # The event loop gets the interpreter back from the thread that scores within this time, not after Python's 5 ms.
         sys.setswitchinterval(SWITCH_S)
         options = Options.parse(args)
+        require_guarded_way_in(options.token(), options.insecure)
         observer = watch_replica(options)
         stages = LocalStages(observer) if gsu is None or esu is None else RemoteStages(gsu, esu, observer)
         proposals = None if proposer is None else RemoteProposals(proposer, observer)
@@ -126,6 +122,10 @@ class Ingress:
         cache = self.engine.user_cache
         state = _state(self.engine.live.bundle.version, self.engine.offers)
         return state.model_copy(update={"user_cache_hits": cache.hits, "user_cache_misses": cache.misses})
+
+    async def Score(self, request: ScoreRequest, grpc_context: RayServegRPCContext) -> ScoreResponse:
+        """What Serve calls for the gRPC interface."""
+        return await rpc.score(self.engine, request, grpc_context)
 
     async def replicas(self) -> Sequence[api.ReplicaState]:
         """State of every running replica of the application."""

@@ -23,6 +23,7 @@ from seminar.errors import SeminarError, explain
 from serve.access import bearer, read_token, require_guarded
 from serve.options import Options
 from serve.proposing import has_index, published
+from serve.rpc import SERVICER
 
 FOLDER = Path(__file__).resolve().parent
 APPLICATION = "seminar"
@@ -47,7 +48,11 @@ def config_of(settings: Settings, bundle: str) -> dict[str, Any]:
     chosen = settings.serve
     config = yaml.safe_load((FOLDER / f"{chosen.topology}.yaml").read_text())
     config["http_options"] |= {"host": chosen.host, "port": chosen.port}
-    require_guarded(chosen.host, read_token(chosen.token_file), chosen.insecure)
+    token = read_token(chosen.token_file)
+    require_guarded(chosen.host, token, chosen.insecure)
+    if chosen.grpc_port is not None:
+        require_guarded("0.0.0.0", token, chosen.insecure, "serve.grpc_port")
+        config["grpc_options"] = {"port": chosen.grpc_port, "grpc_servicer_functions": [SERVICER]}
     args = Options(
         workdir=str(settings.workdir.resolve()),
         history=str(chosen.history.resolve()) if chosen.history else None,

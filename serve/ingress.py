@@ -10,6 +10,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
+from ray.serve.context import _get_global_client
+
+from serve.access import require_guarded
+
 Ingress = Literal["haproxy", "proxy"]
 
 STICKY = "hdr(x-session-id)\n    hash-type consistent\n    hash-balance-factor 150"
@@ -44,3 +48,10 @@ def _free_ports(count: int) -> list[int]:
         for each in sockets:
             each.bind(("127.0.0.1", 0))
         return [each.getsockname()[1] for each in sockets]
+
+
+def require_guarded_way_in(token: str | None, insecure: bool) -> None:
+    """ConfigError where Serve's interfaces are open to others than this machine, and anybody would be answered."""
+    client = _get_global_client()
+    assert client is not None
+    require_guarded(client.http_config.host or "0.0.0.0", token, insecure, "http_options.host")

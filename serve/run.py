@@ -46,7 +46,7 @@ def run(settings: Settings, block: bool = True) -> Running:
         # The replicas' processes find `serve` and `seminar` where this one did; a cluster's image has them itself.
         config["applications"][0]["runtime_env"] = {"working_dir": f"local://{REPOSITORY}"}
     # Proxies start here, and read only once what to trace.
-    started = {name: config.get(name) for name in ("proxy_location", "http_options", "tracing_config")}
+    started = {name: config.get(name) for name in ("proxy_location", "http_options", "grpc_options", "tracing_config")}
     serve.start(**started)
     service = Serve(dashboard_of_session())
     service.apply(config)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from serve.access import VARIABLE, read_token, require_guarded
 from serve.bodies import MAX_BODY_BYTES, MAX_DEPTH, parsed
 from serve.deploy import config_of
 from serve.problems import Refused
+from serve.stages import LocalStages
 from tests.served_world import Service, World, open_service
 
 TOKEN = "a token of 21 letters"
@@ -173,6 +175,20 @@ def test_service_open_to_a_network_needs_a_token_or_to_be_told(world: World, mon
     assert config_of(settings, world.bundles[0].version)["http_options"]["host"] == "0.0.0.0"
 
 
+def test_replica_refuses_to_start_where_a_network_reaches_it_without_a_token(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a YAML, not `seminar serve`, says so."""
+    from serve import app, ingress
+
+    monkeypatch.delenv(VARIABLE, raising=False)
+    serving = SimpleNamespace(http_config=SimpleNamespace(host="0.0.0.0"))
+    monkeypatch.setattr(ingress, "_get_global_client", lambda: serving)
+    with pytest.raises(ConfigError, match="http_options"):
+        app.Ingress({"workdir": str(world.store.root), "history": str(tmp_path / "history")}, None)
+    assert not (tmp_path / "history").exists()
+
+
 def refused(service: Service, content: bytes | Iterator[bytes], headers: dict[str, str] = JSON) -> tuple[int, dict[str, str]]:
     answer = service.client.post("/v1/score", content=content, headers=headers)
     problem = answer.json()["errors"][0]
@@ -251,6 +267,7 @@ def test_errors_of_the_server_keep_the_request_id(service: Service, monkeypatch:
     async def fail(*_: Any) -> None:
         raise ZeroDivisionError
 
+    monkeypatch.setattr(LocalStages, "here", False)
     monkeypatch.setattr(service.engine.stages, "score", fail)
     quiet = TestClient(service.client.app, raise_server_exceptions=False)
     body = {"user_id": "u01", "targets": [{"item_id": "i01"}]}
