@@ -1,6 +1,7 @@
 """What does a change cost the users who ask meanwhile? Swap, rollback, scaling, a rolling upgrade, a killed replica.
 
     python -m benchmarks.serve_changes [--config configs/complete_journey.toml] [--workdir DIR] [--steady-s 20] [--threads 2]
+                                          [--only-kill]
 
 Serves the bundle in use of that config on this machine and swaps it with another bundle of the same work folder. Traffic never
 stops; every answer is compared with the scores of the bundle that it names (`benchmarks/serve_traffic.py`). Steady traffic is
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--pause-ms", type=float, default=10)
     parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--only-kill", action="store_true", help="the killed replica alone, published as serve_killed")
     own = parser.parse_args()
     settings = absolute(load_settings(own.config, {"workdir": str(own.workdir)} if own.workdir else None))
     store = Store(settings.workdir)
@@ -60,9 +62,14 @@ def main() -> None:
     apart = min(float(np.abs(ask.scores[bundles[0].version] - ask.scores[bundles[1].version]).max()) for ask in asks)
     with tempfile.TemporaryDirectory() as folder, ray_session(settings.ray, dashboard=True):
         service = _Service(settings, Path(folder), bundles[0].version, own.replicas)
+        if own.only_kill:
+            killed = [*service.killed(asks, own)]
+            serve.shutdown()
+            publish("serve_killed", killed)
+            return
         before = service.steady(asks, own)
         changes = [change for change in service.changes(asks, own, bundles[1].version)]
-        killed = service.killed(asks, own)
+        killed = [*service.killed(asks, own)]
         after = service.steady(asks, own)
         serve.shutdown()
     publish("serve_changes", [*_rows(before, after, changes, apart), *killed])
