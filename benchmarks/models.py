@@ -16,7 +16,7 @@ from benchmarks.common import Goal, publish, run
 from seminar.artifacts import Store
 from seminar.compare.plan import PUBLISHED
 from seminar.config import Settings, load_settings
-from seminar.evaluate.comparison import RIVAL
+from seminar.evaluate.comparison import RIVAL, VARIANT
 from seminar.evaluate.evaluation import SAMPLED
 from seminar.models import NAMES
 from workflows import compare
@@ -47,11 +47,15 @@ def goals(document: Mapping[str, Any], settings: Settings) -> Iterator[Goal]:
         yield from gains(label, [line for line in chosen if line["slice"] == "all"], {"AUC": 0.01, "NDCG@10": 0.02})
         unseen = [line for line in chosen if line["bin"] == "unseen in training"]
         yield from gains(f"{label}, items unseen in training", unseen, {"AUC": 0.05})
+    variants = [line for line in lines if line["role"] == VARIANT and line["slice"] == "all"]
+    for line in variants:
+        if line["scorer"] not in published and not line["scorer"].startswith(NAMES[settings.compare.models[0]]):
+            yield from gains("variant", [line], {"AUC": None, "NDCG@10": None})
     yield from _by_length(lines, settings)
     yield from _cost(document)
 
 
-def gains(label: str, rivals: Sequence[Line], targets: Mapping[str, float]) -> Iterator[Goal]:
+def gains(label: str, rivals: Sequence[Line], targets: Mapping[str, float | None]) -> Iterator[Goal]:
     """SEMINAR minus the rival with the best value of each metric, both under the rival's seeds."""
     for metric, target in targets.items():
         if not rivals:
@@ -61,10 +65,10 @@ def gains(label: str, rivals: Sequence[Line], targets: Mapping[str, float]) -> I
         name = "gAUC" if metric == "AUC" else metric
         where = f"same category, last basket, {best['users']} users, {best['runs']} seeds"
         yield Goal(f"{name} gain over {label} ({best['scorer']}), {where}", -apart["value"], "", target)
-        yield Goal(
-            f"  lower end of its 95 % interval over users and seeds, at most {-apart['low']:+.4f}", -apart["high"], "", 0.0
-        )
-        yield Goal("  p of the paired test over users, corrected for the rivals", apart["p_holm"], "", 0.01, at_least=False)
+        ends = f"  lower end of its 95 % interval over users and seeds, at most {-apart['low']:+.4f}"
+        yield Goal(ends, -apart["high"], "", None if target is None else 0.0)
+        tested = "  p of the paired test over users, corrected for the others of its kind"
+        yield Goal(tested, apart["p_holm"], "", None if target is None else 0.01, at_least=False)
 
 
 def _by_length(lines: Sequence[Line], settings: Settings) -> Iterator[Goal]:
