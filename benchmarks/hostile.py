@@ -30,6 +30,10 @@ STRANGE: tuple[Any, ...] = (
 )
 
 
+MAX_BENT = 1 << 25
+"""Bytes of JSON, beyond what the service reads of a body."""
+
+
 def bent(draw: random.Random, value: Any) -> Any:
     """The value with one place of it replaced, removed, repeated or added to."""
     if isinstance(value, dict) and value and draw.random() < 0.9:
@@ -41,8 +45,10 @@ def bent(draw: random.Random, value: Any) -> Any:
             return {**value, draw.choice(["", key + "s", "\ud800", "__proto__", "item", "query"]): draw.choice(STRANGE)}
         return {**value, key: bent(draw, value[key])}
     if isinstance(value, list) and value and draw.random() < 0.8:
-        place = draw.randrange(len(value))
-        return [*value[:place], bent(draw, value[place]), *value[place + 1 :]] * draw.choice([1, 1, 1, 2, 2000])
+        place, times = draw.randrange(len(value)), draw.choice([1, 1, 1, 2, 2000])
+        changed = [*value[:place], bent(draw, value[place]), *value[place + 1 :]]
+        # Lists in lists, both repeated, with a long text inside would be hundreds of GB.
+        return changed * times if times * len(json.dumps(changed)) <= MAX_BENT else changed
     return draw.choice(STRANGE)
 
 

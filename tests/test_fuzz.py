@@ -4,6 +4,8 @@
 """
 
 import contextlib
+import json
+import random
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
 
+from benchmarks.hostile import MAX_BENT, bent
 from seminar.artifacts import Artifact, Store
 from seminar.client import api
 from tests.served_world import World, open_service
@@ -56,6 +59,14 @@ def test_every_drawn_request_is_answered_or_told_why_not(operations: list[Any], 
     assert statuses.total() > 100
     assert max(statuses) < 500
     assert statuses[200]
+
+
+def test_hostile_bodies_are_large_but_not_larger_than_this_machine() -> None:
+    """Lists in lists were both repeated once, and the generator took all memory."""
+    body = {"requests": [{"user_id": "u", "targets": [{"item_id": "i"}]}]}
+    sizes = [len(json.dumps(bent(random.Random(number), body))) for number in range(600)]
+    assert max(sizes) <= MAX_BENT + 1000
+    assert max(sizes) > 10**6
 
 
 def require_told(status: int, content: bytes) -> None:
