@@ -88,6 +88,8 @@ def query_rows(
 def _rows(names: Sequence[str | None], row_of: Callable[[Sequence[str]], Int[ndarray, " N"]]) -> Int[ndarray, " T"]:
     """Row of each name, -1 for none; targets of a request mostly have one query, which is looked up once."""
     distinct = [name for name in dict.fromkeys(names) if name is not None]
+    if not distinct:
+        return np.full(len(names), NONE)
     rows: dict[str | None, int] = dict(zip(distinct, row_of(distinct).tolist(), strict=True))
     return np.fromiter((rows.get(name, NONE) for name in names), np.int64, len(names))
 
