@@ -149,5 +149,13 @@ def test_every_pod_of_both_services_has_the_same_serve_environment() -> None:
             *service["spec"]["rayClusterConfig"]["workerGroupSpecs"],
         ]
     ]
-    flags = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1"}
-    assert [{variable["name"]: variable["value"] for variable in environment} for environment in environments] == [flags] * 5
+    secret = {"secretKeyRef": {"name": "seminar-service-token", "key": "token", "optional": True}}
+    expected = [
+        {"name": "RAY_SERVE_ENABLE_HA_PROXY", "value": "1"},
+        {"name": "RAY_SERVE_THROUGHPUT_OPTIMIZED", "value": "1"},
+        {"name": "SEMINAR_TOKEN", "valueFrom": secret},
+    ]
+    assert environments == [expected] * 5
+    (batch,) = yaml.safe_load_all((ROOT / "cluster/kuberay/raycluster.yaml").read_text())
+    drivers = batch["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["env"]
+    assert drivers == expected[2:], "the refresh asks the service"
