@@ -93,7 +93,7 @@ class Rival:
         self._store = LMDBHistoryStore(history)
         self._items = CatalogueRows(self._store, "items", self._bundle.item_row)
         self._queries = CatalogueRows(self._store, "queries", self._bundle.query_row)
-        self._limit = CapacityLimiter(1)
+        self._limit, self._threads = CapacityLimiter(1), 1
 
     @rival.post("/{inputs}/score")
     async def score(self, inputs: Inputs, request: Request) -> dict[str, list[float]]:
@@ -103,10 +103,11 @@ class Rival:
     @rival.get("/threads/{threads}/{workers}")
     async def set_threads(self, threads: int, workers: int) -> None:
         """threads: torch's, for each of `workers` requests at once."""
-        torch.set_num_threads(threads)
-        self._limit.total_tokens = workers
+        self._threads, self._limit.total_tokens = threads, workers
 
     def _score(self, inputs: Inputs, request: Request) -> list[float]:
+        # A number of the calling thread, which a worker that has run torch before keeps.
+        torch.set_num_threads(self._threads)
         item_T = self._bundle.item_row([target.item_id for target in request.targets])
         return self._models[inputs](*self._history(request.user_id), torch.from_numpy(item_T)).tolist()
 

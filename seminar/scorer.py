@@ -76,6 +76,14 @@ class TwoStageScorer:
         ready = self._compiled.ready(history.item_L, history.query_L, history.time_ms_L, packed)
         return replace(history, ready=ready)
 
+    def is_ready(self, history: ScoringHistory, targets: int, time_ms: int) -> bool:
+        """Whether `find` answers so many targets at that moment from what is ready, and reads nothing."""
+        if self._compiled is None or history.ready is None or time_ms < history.ready.newest_ms:
+            return False
+        kept = history.user_id is not None
+        choice = self.history_search.choice(history, targets, self.bundle.config.top_k, kept=kept)
+        return self._compiled.covers(len(history.item_L), choice)
+
     def find(self, history: ScoringHistory, targets: Targets) -> Found | None:
         """GSU by the compiled scorer, for `rank_found`; None for what it does not cover: then `retrieve` and `rank`."""
         if self._compiled is None or targets.unseen_items is not None:

@@ -1,28 +1,34 @@
 """Which requests are answered in the event loop itself: those that need nothing but memory and a few milliseconds.
 
-A hop to a thread and back costs .2 ms of a core, and more while both wait for the interpreter; such a request takes two. A
-replica has one core, so nobody else could have been served meanwhile.
+A hop to a thread and back takes two changes of thread, and more while both wait for the interpreter; such a request takes two
+hops. A replica has one core, so nobody else could have been served meanwhile.
 """
 
 from seminar.client import api
 from seminar.history.store import HistoryStore
 from seminar.schema import NONE
-from serve.rows import Live
+from serve.rows import Live, Seen
+from serve.targets import now_ms
 
 MOST = 1 << 22
-"""Targets times behaviours: some 4 ms. More would keep the loop from taking what else comes in."""
+"""Targets times (behaviours + A_TARGET): some 3 ms by `benchmarks/scorer.py`. More would keep the loop from other requests."""
+A_TARGET = 15_000
+"""What ESU and heads cost a target, in behaviours searched."""
 
 
-def at_hand(live: Live, store: HistoryStore, request: api.ScoreRequest) -> bool:
-    """Whether the user's history is ready in memory and valid, and all targets are of the catalogue."""
+def at_hand(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Seen | None:
+    """The user's history, if it is ready in memory and valid, covers the moment, and all targets are of the catalogue."""
     if request.explain or not store.embedded or any(target.item is not None for target in request.targets):
-        return False
+        return None
     texts = list({target.query for target in request.targets if target.query is not None})
     if texts and (live.bundle.query_row_by_text(texts) == NONE).any():
-        return False
+        return None
     version = store.version(request.user_id)
-    kept = None if version is None else live.users.peek(live.bundle.version, request.user_id, version)
-    if kept is None or kept.seen.history.ready is None:
-        return False
-    whole = request.time_ms is None or request.time_ms >= kept.newest_ms
-    return whole and len(request.targets) * len(kept.seen.history.item_L) <= MOST
+    if version is None or (kept := live.users.peek(live.bundle.version, request.user_id, version)) is None:
+        return None
+    history, targets, moment = kept.seen.history, len(request.targets), request.time_ms or now_ms()
+    quick = targets * (len(history.item_L) + A_TARGET) <= MOST
+    if not quick or moment < kept.newest_ms or not live.scorer.is_ready(history, targets, moment):
+        return None
+    live.users.get(live.bundle.version, request.user_id, version)
+    return kept.seen

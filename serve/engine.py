@@ -58,6 +58,8 @@ class Engine:
         self._live: Live | None = None
         self._explainer = Explainer(options, store)
         self._io = ThreadPoolExecutor(4, "store")
+        # What people browse may read every user; scores and events do not wait for it.
+        self._browsing = ThreadPoolExecutor(1, "browse")
 
     @property
     def ready(self) -> bool:
@@ -91,8 +93,9 @@ class Engine:
     async def _score(self, live: Live, request: api.ScoreRequest) -> api.ScoreResponse:
         began = time.perf_counter()
         _limit("targets", len(request.targets), self.options.max_targets, SPLIT)
-        if self.stages.here and at_hand(live, self.store, request):
-            prepared, history_ms = timed("history", prepare, live, self.store, request)
+        seen = at_hand(live, self.store, request) if self.stages.here else None
+        if seen is not None:
+            prepared, history_ms = timed("history", partial(prepare, seen=seen), live, self.store, request)
             result = self.stages.score_now(live, prepared.seen.history, prepared.targets)
         else:
             prepared, history_ms = await self._stored("history", prepare, live, self.store, request)
@@ -168,20 +171,20 @@ class Engine:
 
     async def users(self, prefix: str, order: api.UserOrder, limit: int) -> api.UsersResponse:
         """Users whose id begins with `prefix`."""
-        return await self._run(users_page, self.store, prefix, order, limit)
+        return await self._browse(users_page, self.store, prefix, order, limit)
 
     async def items(self, text: str, limit: int) -> api.ItemsResponse:
         """Catalogue items that have every word of `text`."""
-        return await self._run(self.live.catalogue.items, text, limit)
+        return await self._browse(self.live.catalogue.items, text, limit)
 
     async def queries(self, text: str, limit: int) -> api.QueriesResponse:
         """Catalogue queries that have every word of `text`."""
-        return await self._run(self.live.catalogue.queries, text, limit)
+        return await self._browse(self.live.catalogue.queries, text, limit)
 
     async def bundles(self) -> api.BundlesResponse:
         """Published bundles."""
         bundle = self.live.bundle
-        return await self._run(bundles_page, Store(self.options.workdir), Artifact(bundle.path, bundle.manifest))
+        return await self._browse(bundles_page, Store(self.options.workdir), Artifact(bundle.path, bundle.manifest))
 
     def require_bundle(self) -> None:
         """Refused, as a request would be, while no bundle is loaded."""
@@ -190,7 +193,7 @@ class Engine:
     async def describe(self, replicas: Sequence[api.ReplicaState]) -> api.BundleResponse:
         """Versions of everything that makes a score."""
         bundle, options = self.live.bundle, self.options
-        users = await self._run(lambda: self.store.num_users)
+        users = await self._browse(lambda: self.store.num_users)
         return api.BundleResponse(
             version=bundle.version,
             checksum=bundle.manifest.checksum,
@@ -235,6 +238,9 @@ class Engine:
         except Exception:
             self.observer.store_failed(stage)
             raise
+
+    async def _browse(self, function: Callable[..., Any], *args: Any) -> Any:
+        return await in_thread(self._browsing, function, *args)
 
     async def _run(self, function: Callable[..., Any], *args: Any) -> Any:
         return await in_thread(self._io, function, *args)

@@ -98,11 +98,13 @@ class Asked:
         return Targets(item_C, np.full(len(item_C), self.query), self.task, self.time_ms, self.unseen_Xd)
 
 
-def prepare(live: Live, store: HistoryStore, request: api.ScoreRequest, where: str = "targets[{}]") -> Prepared:
+def prepare(
+    live: Live, store: HistoryStore, request: api.ScoreRequest, where: str = "targets[{}]", seen: Seen | None = None
+) -> Prepared:
     """Everything the scorer needs; Refused for an item or query id that the bundle does not hold. where: what a client calls a
-    target."""
+    target. seen: the history, if it is at hand."""
     targets = targets_of(live.scorer, request, where)
-    return Prepared(live, _seen(live, store, request), targets)
+    return Prepared(live, seen or _seen(live, store, request), targets)
 
 
 def prepare_recommend(live: Live, store: HistoryStore, request: api.RecommendRequest, candidates: int) -> Asked:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from seminar.client import api
 from seminar.client.scoring_pb2 import ScoreRequest, ScoreResponse, Task
 from seminar.errors import SeminarError
+from serve.bodies import MAX_BODY_BYTES, too_long
 from serve.engine import Engine
 from serve.guard import token_problem
 from serve.refusals import Refusal, refusal_of, refusal_of_body
@@ -40,6 +41,8 @@ async def score(engine: Engine, request: ScoreRequest, context: "RayServegRPCCon
         problem = token_problem(engine.token, dict(context.invocation_metadata()).get("authorization"))
         if problem is not None:
             return _refused(context, Refusal(401, [problem]))
+        if request.ByteSize() > MAX_BODY_BYTES:
+            raise too_long(f"{request.ByteSize()} bytes")
         return _answer(await engine.score(_asked(request)))
     except ValidationError as error:
         return _refused(context, refusal_of_body(error.errors(include_url=False)))

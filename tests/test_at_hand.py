@@ -1,5 +1,6 @@
 """Requests that are answered in the event loop itself: the same answers, and only where nothing has to be waited for."""
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,11 @@ import pytest
 
 from seminar.artifacts import Artifact, Store
 from seminar.client import api
+from seminar.errors import UnknownUser
 from seminar.history.store import Event
 from serve import at_hand as rule
 from serve.at_hand import at_hand
+from serve.batch import each_alone
 from serve.stages import LocalStages
 from tests.served_world import World, open_service
 
@@ -69,7 +72,37 @@ def test_what_takes_long_is_left_to_the_threads(world: World, tmp_path: Path, mo
     with open_service(world, tmp_path / "history") as service:
         length = service.score(**REQUEST)["history_used"]
         request = api.ScoreRequest.model_validate(REQUEST)
-        monkeypatch.setattr(rule, "MOST", 8 * length)
+        monkeypatch.setattr(rule, "MOST", 8 * (length + rule.A_TARGET))
         assert at_hand(service.engine.live, service.engine.store, request)
-        monkeypatch.setattr(rule, "MOST", 8 * length - 1)
+        monkeypatch.setattr(rule, "MOST", 8 * (length + rule.A_TARGET) - 1)
         assert not at_hand(service.engine.live, service.engine.store, request)
+
+
+def test_a_clock_behind_the_newest_behaviour_is_left_to_the_threads(world: World, tmp_path: Path) -> None:
+    with open_service(world, tmp_path / "history") as service:
+        service.engine.store.append("u08", [Event("i05", 4_000_000_000_000)])
+        now = {name: value for name, value in REQUEST.items() if name != "time_ms"}
+        service.score(**now)
+        assert not at_hand(service.engine.live, service.engine.store, api.ScoreRequest.model_validate(now))
+
+
+def test_others_get_their_turn_between_two_requests_of_a_batch() -> None:
+    async def beats() -> int:
+        count, done = 0, asyncio.Event()
+
+        async def heart() -> None:
+            nonlocal count
+            while not done.is_set():
+                count += 1
+                await asyncio.sleep(0)
+
+        async def never_waits(request: api.ScoreRequest) -> api.ScoreResponse:
+            raise UnknownUser("user: got nobody, expected somebody; send another")
+
+        beating = asyncio.create_task(heart())
+        await each_alone([api.ScoreRequest.model_validate(REQUEST)] * 40, never_waits)
+        done.set()
+        await beating
+        return count
+
+    assert asyncio.run(beats()) >= 10
