@@ -30,7 +30,7 @@ from serve.observe import Observer, Silent, answered, offering
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
-from serve.rows import Kept, Live, history_page, prepare, prepare_recommend, query_name
+from serve.rows import Kept, Live, Seen, history_page, prepare, prepare_recommend, query_name
 from serve.spans import in_thread, timed
 from serve.stages import Proposals, Stages
 from serve.users import UserCache
@@ -93,7 +93,7 @@ class Engine:
     async def _score(self, live: Live, request: api.ScoreRequest) -> api.ScoreResponse:
         began = time.perf_counter()
         _limit("targets", len(request.targets), self.options.max_targets, SPLIT)
-        seen = at_hand(live, self.store, request) if self.stages.here else None
+        seen = self._at_hand(live, request)
         if seen is not None:
             prepared, history_ms = timed("history", partial(prepare, seen=seen), live, self.store, request)
             result = self.stages.score_now(live, prepared.seen.history, prepared.targets)
@@ -228,6 +228,13 @@ class Engine:
         if self.options.import_histories:
             import_for(self.options, scorer, self.store)
         return Live.of(scorer, self.store, self.user_cache, ready=self.options.topology == "fused")
+
+    def _at_hand(self, live: Live, request: api.ScoreRequest) -> Seen | None:
+        try:
+            return at_hand(live, self.store, request) if self.stages.here else None
+        except Exception:
+            self.observer.store_failed("history")
+            raise
 
     async def _stored(self, stage: str, function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         """What a use of the store gives, and the milliseconds it took."""
