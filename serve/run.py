@@ -77,6 +77,8 @@ def _connect(settings: Settings) -> bool:
 def start_ray(ingress: Ingress, folder: Path, *, num_cpus: int | None = None, dashboard: bool = False) -> None:
     """A Ray of this process whose Serve has this ingress. folder: for HAProxy's files, a short path of its own."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray gives its workers low priority, as suits jobs: a service must not wait for everything else on the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.update(environment(ingress, folder))
     ray.init(
         address="local",

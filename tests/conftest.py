@@ -7,6 +7,8 @@ from pathlib import Path
 
 # Tests are small: threads that wait for each other on two shared cores cost minutes. Before torch and faiss are imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's default for its workers is 15: beside a test that waits for them they would starve on a busy machine.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 import pyarrow as pa
