@@ -16,6 +16,7 @@ from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, NONE
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from serve.access import read_token
+from serve.explain import rank_found
 from serve.problems import problems_of
 from serve.proposing import BundleProposer, published
 
@@ -114,8 +115,12 @@ def _try_out(scorer: TwoStageScorer) -> None:
     length = 64 + 4 * scorer.bundle.config.top_k
     history = ScoringHistory(np.resize(rows, length), np.full(length, NONE), np.full(length, 1_600_000_000_000))
     targets = Targets(rows, np.full(len(rows), NONE), CTR, 1_600_000_000_000)
-    # Reasons are torch's, scores alone the compiled scorer's: both are tried.
+    # Reasons are torch's, scores alone the compiled scorer's: both are tried, and reasons of what the latter kept.
     scores = [scorer.score(history, targets, explain=explain).probability_T for explain in (True, False)]
+    history = scorer.ready(history)
+    found = scorer.find(history, targets)
+    if found is not None:
+        scores.append(rank_found(scorer, history, targets, found, explain_top=3).probability_T)
     if not np.isfinite(scores).all():
         what = f"scores of bundle {scorer.bundle.version}"
         raise ArtifactError(explain(what, got="not a number", expected="probabilities", fix="roll back to the bundle before it"))
