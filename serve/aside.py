@@ -17,20 +17,16 @@ T = TypeVar("T")
 async def aside(function: Callable[..., T], *args: Any) -> T:
     """The result of `function(*args)`, from a thread made for it."""
     # Made anew each time: a thread may lower its own priority, but not raise it again.
-    with contextlib.closing(_Thread()) as thread:
-        return await asyncio.get_running_loop().run_in_executor(thread.pool, function, *args)
+    pool = ThreadPoolExecutor(1, "aside", initializer=give_way)
+    try:
+        return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+    finally:
+        pool.shutdown(wait=False)
 
 
-class _Thread:
-    def __init__(self) -> None:
-        self.pool = ThreadPoolExecutor(1, "aside", initializer=_give_way)
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=False)
-
-
-def _give_way() -> None:
+def give_way(niceness: int = NICENESS) -> None:
+    """Lower the priority of the calling thread, for good; 19 is the lowest."""
     if sys.platform == "linux":
         thread = threading.get_native_id()
         with contextlib.suppress(PermissionError):
-            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + NICENESS))
+            os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + niceness))

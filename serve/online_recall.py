@@ -5,7 +5,6 @@ At most `WAITING` searches wait; what comes on top is dropped and counted, so a 
 """
 
 import logging
-import os
 import queue
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from seminar.retrieval.base import TopK
 from seminar.retrieval.recall import found_share
 from seminar.scorer import TwoStageScorer
 from seminar.scoring import ScoringHistory, Searched, Targets
+from serve.aside import give_way
 from serve.sink import Sink
 
 WAITING = 4
@@ -66,8 +66,7 @@ class OnlineRecall:
             self._thread.join()
 
     def _work(self) -> None:
-        # On Linux a thread has a nice value of its own.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOWEST_PRIORITY)
+        give_way(LOWEST_PRIORITY)
         while (search := self._waiting.get()) is not None:
             try:
                 self._report(_counted(search.found.choice.method, *recall_of(search)))
