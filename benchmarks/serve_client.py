@@ -37,7 +37,7 @@ class Plan:
     """One block of load. requests: file of `session id, tab, JSON body` lines; an empty body makes it a GET.
 
     concurrency: closed loop; rate: open loop, requests a second. once: each line once, in order. scores: numbers that every
-    answer must hold, 0 where none are expected. session: send x-session-id.
+    answer must hold, 0 where none are expected. session: send x-session-id. drain_s: answers may come that long after the end.
     """
 
     port: int
@@ -50,6 +50,7 @@ class Plan:
     scores: int = 0
     session: bool = True
     seed: int = 0
+    drain_s: float = DRAIN_S
     max_requests: int = MAX_REQUESTS
 
 
@@ -92,7 +93,7 @@ class Load:
         self.last = 0.0
 
     async def run(self) -> Result:
-        """The whole block; answers still missing DRAIN_S after its end are failures."""
+        """The whole block; answers still missing drain_s after its end are failures."""
         plan, self._loop = self.plan, asyncio.get_running_loop()
         for _ in range(plan.concurrency or 8):
             self._idle.append(await self._connect())
@@ -102,7 +103,7 @@ class Load:
         await (self._closed() if plan.concurrency else self._arrive())
         missing = self.open + len(self._due)
         if missing:
-            self.failures.append(f"{missing} answers missing {DRAIN_S:.0f} s after the end")
+            self.failures.append(f"{missing} answers missing {plan.drain_s:.0f} s after the end")
         return Result(
             latency=dict(Histogram.of(self.latencies).counts),
             seconds=max(self.last, 0.0 if plan.once else self._stop) - began,
@@ -124,7 +125,7 @@ class Load:
 
     async def _rest(self) -> None:
         """Until all is answered, or too late."""
-        while time.perf_counter() < self._stop + DRAIN_S:
+        while time.perf_counter() < self._stop + self.plan.drain_s:
             due = self.plan.concurrency and time.perf_counter() < self._stop and self.sent < self._limit
             if not (self.open or self._due or due):
                 break

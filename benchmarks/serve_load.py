@@ -28,7 +28,7 @@ from seminar.errors import ConfigError, explain
 from serve.run import REPOSITORY
 
 MAX_PHASE_S = 900
-QUICK = ("haproxy-fused-1", "proxy-fused-1")
+QUICK = ("haproxy-fused-1", "haproxy-fused-2")
 SCALING = "scaling"
 """Replicas that come and go with the load (`benchmarks/serve_scaling.py`)."""
 
@@ -50,13 +50,14 @@ def main() -> None:
         if not set(wanted) <= {*named, SCALING}:
             raise ConfigError(explain("--only", got=own.only, expected=", ".join([*named, SCALING]), fix="name some of these"))
         results = [measured(named[one], Path(state)) for one in wanted if one in named]
-        scaled = [measured(replace(named[QUICK[0]], rivals=False), Path(state), "serve_scaling")] if SCALING in wanted else []
+        scaled = [measured(named[QUICK[0]], Path(state), "serve_scaling")] if SCALING in wanted else []
     publish("serve", [*goals(results), *(goal for result in scaled for goal in scaling_goals(result))])
     draw(results)
 
 
 def phases(workdir: str, state: str, port: int, *, quick: bool) -> Iterator[Phase]:
-    """What is started, one after another. Rivals and open loop are measured in the default configuration alone."""
+    """What is started, one after another. Open loop is measured in the default configuration alone, and the rivals, which take
+    both cores, beside two replicas of it, which do."""
     first = Phase(
         workdir=workdir,
         history=state,
@@ -68,15 +69,16 @@ def phases(workdir: str, state: str, port: int, *, quick: bool) -> Iterator[Phas
         rounds=2 if quick else 3,
         warm_users=300 if quick else 2000,
         cold_users=100,
-        rivals=True,
+        rivals=False,
         open_loop=True,
     )
     yield first
-    other = replace(first, rivals=False, open_loop=False)
+    other = replace(first, open_loop=False)
     for ingress in ("haproxy", "proxy"):
         for topology in ("fused", "split"):
             for replicas in (1, 2):
-                phase = replace(other, ingress=ingress, topology=topology, replicas=replicas)
+                rivals = (ingress, topology, replicas) == ("haproxy", "fused", 2)
+                phase = replace(other, ingress=ingress, topology=topology, replicas=replicas, rivals=rivals)
                 if name(phase) != name(first):
                     yield phase
 

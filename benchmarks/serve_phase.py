@@ -134,7 +134,7 @@ def run(phase: Phase, folder: Path) -> dict[str, Any]:
 
 
 def services(phase: Phase) -> dict[str, Any]:
-    """A declarative config of all services with the same proxy, replicas and limits."""
+    """A declarative config of all services with the same proxy and limits."""
     folder, name = Path(phase.history), f"keys-{phase.ingress}-{phase.topology}-{phase.replicas}"
     serving = ServeConfig(
         port=phase.port,
@@ -160,7 +160,9 @@ def services(phase: Phase) -> dict[str, Any]:
         others.append(("Rival", {"bundle": str(bundle.path), "history": str(Path(phase.history) / "lmdb")}))
     for deployment, args in others:
         name = deployment.lower()
-        own = {"name": deployment, "num_replicas": phase.replicas, "ray_actor_options": {"num_cpus": 0.1}, **limits}
+        # The rival is one process that chooses between threads and requests at once (`best_threads`).
+        replicas = 1 if deployment == "Rival" else phase.replicas
+        own = {"name": deployment, "num_replicas": replicas, "ray_actor_options": {"num_cpus": 0.1}, **limits}
         config["applications"].append(
             {
                 "name": name,

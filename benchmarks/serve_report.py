@@ -73,8 +73,8 @@ def _long(rows: Sequence[dict[str, Any]], threads: dict[str, Any]) -> Iterator[G
         for rival in RIVALS[::-1]:
             target = FASTER[length] if rival == "channels" else None
             factor = mine / requests_a_second(rows, rival, block)
-            yield Goal(f"L = {length:,}: /v1/score requests/s by {RIVAL_NAMES[rival]}", factor, "x", target)
-        yield Goal(f"  L = {length:,}: /v1/score", mine, "requests/s")
+            yield Goal(f"L = {length:,}: /v1/score requests/s, 2 replicas, by {RIVAL_NAMES[rival]}", factor, "x", target)
+        yield Goal(f"  L = {length:,}: /v1/score, 2 replicas", mine, "requests/s")
         for rival in RIVALS:
             how = "torch threads {}, requests at once {}".format(*threads[rival])
             yield Goal(f"  L = {length:,}: {RIVAL_NAMES[rival]} ({how})", requests_a_second(rows, rival, block), "requests/s")

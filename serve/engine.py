@@ -2,7 +2,7 @@
 
 A request takes `engine.live` once and keeps it to the end, so a swap is one assignment: who began on the old bundle ends on it.
 Model work runs in one thread (a replica has one core), store access in others, so the event loop only ever waits; except for a
-request whose history is at hand (`at_hand`): scoring it takes less than handing it to two threads and back.
+request whose history is at hand (`at_hand`): scoring it, in turns (`turns`), takes less than handing it to two threads and back.
 """
 
 import asyncio
@@ -30,9 +30,10 @@ from serve.observe import Observer, Silent, answered, offering
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
-from serve.rows import Kept, Live, Seen, history_page, prepare, prepare_recommend, query_name
+from serve.rows import Kept, Live, Prepared, history_page, prepare, prepare_recommend, query_name
 from serve.spans import in_thread, timed
-from serve.stages import Proposals, Stages
+from serve.stages import BothStages, Proposals, StageResult, Stages
+from serve.turns import Turns
 from serve.users import UserCache
 
 CANDIDATES = 200
@@ -57,6 +58,7 @@ class Engine:
         self.user_cache: UserCache[Kept] = UserCache(options.user_cache_mib << 20)
         self._live: Live | None = None
         self._explainer = Explainer(options, store)
+        self._turns = Turns()
         self._io = ThreadPoolExecutor(4, "store")
         # What people browse may read every user; scores and events do not wait for it.
         self._browsing = ThreadPoolExecutor(1, "browse")
@@ -93,14 +95,7 @@ class Engine:
     async def _score(self, live: Live, request: api.ScoreRequest) -> api.ScoreResponse:
         began = time.perf_counter()
         _limit("targets", len(request.targets), self.options.max_targets, SPLIT)
-        seen = self._at_hand(live, request)
-        if seen is not None:
-            prepared, history_ms = timed("history", partial(prepare, seen=seen), live, self.store, request)
-            result = self.stages.score_now(live, prepared.seen.history, prepared.targets)
-        else:
-            prepared, history_ms = await self._stored("history", prepare, live, self.store, request)
-            explain_top = request.explain_top if request.explain else 0
-            result = await self.stages.score(live, prepared.seen.history, prepared.targets, explain_top)
+        prepared, history_ms, result = await self._both_stages(live, request)
         bundle, scored = prepared.live.bundle, result.scored
         explanation = explanations(bundle, request, prepared.seen.history, scored) if request.explain else None
         total_ms = 1000 * (time.perf_counter() - began)
@@ -112,6 +107,26 @@ class Engine:
         )
         self.observer.answered(answered("/v1/score", response, scored.probability_T))
         return response
+
+    async def _both_stages(self, live: Live, request: api.ScoreRequest) -> tuple[Prepared, float, StageResult]:
+        """The request in rows of the bundle, the milliseconds that took, and what the stages gave."""
+        if self.stages.here is not None and (found := await self._turns.run(self._at_once, live, request, self.stages.here)):
+            return found
+        prepared, history_ms = await self._stored("history", prepare, live, self.store, request)
+        explain_top = request.explain_top if request.explain else 0
+        return prepared, history_ms, await self.stages.score(live, prepared.seen.history, prepared.targets, explain_top)
+
+    def _at_once(self, live: Live, request: api.ScoreRequest, both: BothStages) -> tuple[Prepared, float, StageResult] | None:
+        """The same of a request whose history is at hand, None of others."""
+        try:
+            seen = at_hand(live, self.store, request)
+        except Exception:
+            self.observer.store_failed("history")
+            raise
+        if seen is None:
+            return None
+        prepared, history_ms = timed("history", partial(prepare, seen=seen), live, self.store, request)
+        return prepared, history_ms, both(live, prepared.seen.history, prepared.targets)
 
     async def recommend(self, request: api.RecommendRequest) -> api.RecommendResponse:
         """Candidates of the bundle in use, scored as POST /v1/score scores them, the best of them with reasons."""
@@ -228,13 +243,6 @@ class Engine:
         if self.options.import_histories:
             import_for(self.options, scorer, self.store)
         return Live.of(scorer, self.store, self.user_cache, ready=self.options.topology == "fused")
-
-    def _at_hand(self, live: Live, request: api.ScoreRequest) -> Seen | None:
-        try:
-            return at_hand(live, self.store, request) if self.stages.here else None
-        except Exception:
-            self.observer.store_failed("history")
-            raise
 
     async def _stored(self, stage: str, function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
         """What a use of the store gives, and the milliseconds it took."""

@@ -1,5 +1,6 @@
 """Where GSU, ESU and candidates are worked out: in this process, or behind the same protocols in other services (`app.py`)."""
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,16 +26,15 @@ class StageResult:
     rank_ms: float
 
 
+BothStages = Callable[[Live, ScoringHistory, Targets], StageResult]
+
+
 class Stages(Protocol):
     """Where GSU and ESU run: in this process, or behind two services."""
 
     @property
-    def here(self) -> bool:
-        """Whether `score_now` can be called."""
-        ...
-
-    def score_now(self, live: Live, history: ScoringHistory, targets: Targets) -> StageResult:
-        """Both stages at once, in the thread that calls."""
+    def here(self) -> BothStages | None:
+        """Both stages at once, in the thread that calls; None where they are services of their own."""
         ...
 
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
@@ -62,8 +62,6 @@ class Proposals(Protocol):
 class LocalStages:
     """Both stages in this process, one request at a time."""
 
-    here = True
-
     def __init__(self, observer: Observer | None = None) -> None:
         self._thread = ThreadPoolExecutor(1, "score")
         self._observer = observer or Silent()
@@ -71,7 +69,7 @@ class LocalStages:
     async def score(self, live: Live, history: ScoringHistory, targets: Targets, explain_top: int) -> StageResult:
         return await in_thread(self._thread, self._score, live.scorer, history, targets, explain_top)
 
-    def score_now(self, live: Live, history: ScoringHistory, targets: Targets) -> StageResult:
+    def here(self, live: Live, history: ScoringHistory, targets: Targets) -> StageResult:
         return self._score(live.scorer, history, targets, 0)
 
     async def hold(self, folder: Path, *, first: bool) -> None:

@@ -10,11 +10,9 @@ import pytest
 
 from seminar.artifacts import Artifact, Store
 from seminar.client import api
-from seminar.errors import UnknownUser
 from seminar.history.store import Event
 from serve import at_hand as rule
 from serve.at_hand import at_hand
-from serve.batch import each_alone
 from serve.stages import LocalStages
 from tests.served_world import World, open_service
 
@@ -86,23 +84,25 @@ def test_a_clock_behind_the_newest_behaviour_is_left_to_the_threads(world: World
         assert not at_hand(service.engine.live, service.engine.store, api.ScoreRequest.model_validate(now))
 
 
-def test_others_get_their_turn_between_two_requests_of_a_batch() -> None:
-    async def beats() -> int:
-        count, done = 0, asyncio.Event()
+def test_others_get_their_turn_between_two_requests_of_a_batch(world: World, tmp_path: Path) -> None:
+    with open_service(world, tmp_path / "history") as service:
+        service.score(**REQUEST)
 
-        async def heart() -> None:
-            nonlocal count
-            while not done.is_set():
-                count += 1
-                await asyncio.sleep(0)
+        async def beats() -> int:
+            count, done = 0, asyncio.Event()
 
-        async def never_waits(request: api.ScoreRequest) -> api.ScoreResponse:
-            raise UnknownUser("user: got nobody, expected somebody; send another")
+            async def heart() -> None:
+                nonlocal count
+                while not done.is_set():
+                    count += 1
+                    await asyncio.sleep(0)
 
-        beating = asyncio.create_task(heart())
-        await each_alone([api.ScoreRequest.model_validate(REQUEST)] * 40, never_waits)
-        done.set()
-        await beating
-        return count
+            beating = asyncio.create_task(heart())
+            batch = api.BatchRequest(requests=[api.ScoreRequest.model_validate(REQUEST)] * 40)
+            answer = await service.engine.score_batch(batch)
+            done.set()
+            await beating
+            assert [result.status for result in answer.results] == [200] * 40
+            return count
 
-    assert asyncio.run(beats()) >= 10
+        assert asyncio.run(beats()) >= 40

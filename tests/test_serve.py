@@ -303,7 +303,7 @@ def test_faults_of_the_server_are_5xx_in_the_same_json(
     async def fail(*_: Any) -> None:
         raise error
 
-    monkeypatch.setattr(LocalStages, "here", False)
+    monkeypatch.setattr(LocalStages, "here", None)
     monkeypatch.setattr(limited.engine.stages, "score", fail)
     quiet = TestClient(create_app(lambda: InProcess(limited.engine)), raise_server_exceptions=False)
     answer = quiet.post("/v1/score", json=GOOD)

@@ -121,6 +121,7 @@ def test_bundle_is_swapped_in_place_under_load_and_nobody_fails(running: Running
 
 
 def test_overload_is_answered_with_503_and_retry_after(running: Running, tmp_path: Path) -> None:
+    """More than a replica lets wait, by clients that do not wait before they try again: refusing them leaves time to score."""
     told = load(running, tmp_path, seconds=3.0, concurrency=500)
     assert told["failures"] == []
     assert told["refused"] == told["statuses"]["503"] > 0

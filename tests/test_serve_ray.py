@@ -123,13 +123,17 @@ def test_both_topologies_recommend_alike_and_by_the_offline_scores(served_world:
 
 
 def test_overload_is_answered_with_503_and_retry_after(served_world: Served, tmp_path: Path) -> None:
-    """By Serve's own proxy; tests/test_serve_haproxy.py has the same of HAProxy."""
+    """By Serve's own proxy, which asks busy replicas again and again: few requests, and time for them.
+
+    tests/test_serve_haproxy.py has the same of HAProxy.
+    """
     body = {"user_id": "u08", "targets": [{"item_id": item} for item in ITEMS], "time_ms": LATER_MS}
     requests, plan = tmp_path / "requests.txt", tmp_path / "plan.json"
     requests.write_text(f"u08\t{json.dumps(body, separators=(',', ':'))}")
     address = urlsplit(served_world.fused)
     assert address.port is not None
-    load = Plan(address.port, f"{address.path}/v1/score", str(requests), seconds=2, concurrency=500, scores=len(ITEMS))
+    path = f"{address.path}/v1/score"
+    load = Plan(address.port, path, str(requests), seconds=1, concurrency=500, scores=len(ITEMS), max_requests=500, drain_s=120)
     plan.write_text(json.dumps(asdict(load)))
     command = [sys.executable, "-m", "benchmarks.serve_client", str(plan)]
     told = json.loads(subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout)
