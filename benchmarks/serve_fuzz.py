@@ -5,7 +5,7 @@
 
 A fifth of the requests is drawn from the OpenAPI document (`pip install schemathesis`), valid and not; the others are good
 requests bent by hand: types, sizes, NaN, broken UTF-8, nesting, content types, chunked bodies, headers, paths. The soak goes on
-with those by hand; memory is what every replica of this machine holds in RAM of its own, after the warm tenth and at the end.
+with those by hand; memory is what every replica of this machine holds in RAM of its own, read a few times on the way.
 """
 
 import argparse
@@ -32,6 +32,8 @@ BATCH = 25
 JSON = {"content-type": "application/json"}
 WARM = 0.1
 """Share of the requests after which memory is first read."""
+FLAT = 1.02
+"""Memory at the end of a soak by that after its first quarter, at most."""
 
 
 @dataclass
@@ -159,10 +161,11 @@ def attack(args: argparse.Namespace, http: httpx.Client, seen: Seen) -> dict[str
     drawn(http, args.url, by_document, seen)
     many(max(0, args.requests - seen.statuses.total()))
     memory["end"] = resident_mib(pids)
-    if args.soak_minutes:
-        stop = time.monotonic() + 60 * args.soak_minutes
-        many(10**9, lambda: time.monotonic() > stop)
-        memory["soak"] = resident_mib(pids)
+    began = time.monotonic()
+    for quarter in range(1, 5) if args.soak_minutes else ():
+        stop = began + 15 * args.soak_minutes * quarter
+        many(10**9, lambda stop=stop: time.monotonic() > stop)
+        memory[f"{args.soak_minutes * quarter / 4:g} min"] = resident_mib(pids)
     now = replicas(http)
     seen.died = [name for name, pid in pids.items() if now.get(name) != pid]
     return memory
@@ -191,10 +194,13 @@ def main() -> None:
         Goal("refusals without what, got, expected and fix", len(seen.untold), "answers", 0, False),
         Goal("replicas that died", len(seen.died), "", 0, False),
     ]
-    last = list(memory)[-1]
-    for replica, before in memory["warm"].items():
-        name = f"replica {replica}: memory grown from the first {WARM:.0%} to the {last} (began at {before:.0f})"
-        goals.append(Goal(name, memory[last].get(replica, math.nan) - before, "MiB"))
+    for replica in memory["warm"]:
+        for stage, resident in memory.items():
+            goals.append(Goal(f"  replica {replica}: memory, {stage}", resident.get(replica, math.nan), "MiB"))
+        if args.soak_minutes:
+            quarter, end = (memory[stage].get(replica, math.nan) for stage in list(memory)[-4::3])
+            name = f"replica {replica}: memory at the end of the soak by that after its first quarter"
+            goals.append(Goal(name, end / quarter, "x", FLAT, False))
     publish("serve_fuzz", goals)
 
 

@@ -22,7 +22,6 @@ from torch import Tensor
 from seminar.batching import Batch, batch_of_one
 from seminar.bundle import Bundle
 from seminar.channels import ChannelSource, WithUnseenItems, WithUnseenQueries, encode_pairs
-from seminar.compiled.ready import FLOATS
 from seminar.compiled.scorer import CompiledScorer, Found
 from seminar.compiled.weights import uncovered
 from seminar.content import Content, UnseenItems
@@ -70,11 +69,7 @@ class TwoStageScorer:
         """The history with all that its requests share, to be kept between them; as it is where the bundle is not compiled."""
         if self._compiled is None or history.ready is not None:
             return history
-        packed, store = None, self.history_search.key_store
-        if len(history.item_L) > FLOATS and store is not None and history.user_id is not None:
-            packed = store.copied(history.user_id, HistoryKeys(self.bundle, history))
-        ready = self._compiled.ready(history.item_L, history.query_L, history.time_ms_L, packed)
-        return replace(history, ready=ready)
+        return replace(history, ready=self._compiled.ready(history.item_L, history.query_L, history.time_ms_L))
 
     def is_ready(self, history: ScoringHistory, targets: int, time_ms: int) -> bool:
         """Whether `find` answers so many targets at that moment from what is ready, and reads nothing."""

@@ -11,9 +11,9 @@ from serve.rows import Live, Seen
 from serve.targets import now_ms
 
 MOST = 1 << 22
-"""Targets times (behaviours + A_TARGET): some 3 ms by `benchmarks/scorer.py`. More would keep the loop from other requests."""
+"""Targets times (distinct pairs + A_TARGET): some 3 ms by `benchmarks/scorer.py`. More would keep the loop from others."""
 A_TARGET = 15_000
-"""What ESU and heads cost a target, in behaviours searched."""
+"""What ESU and heads cost a target, in pairs searched."""
 
 
 def at_hand(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Seen | None:
@@ -27,8 +27,9 @@ def at_hand(live: Live, store: HistoryStore, request: api.ScoreRequest) -> Seen 
     if version is None or (kept := live.users.peek(live.bundle.version, request.user_id, version)) is None:
         return None
     history, targets, moment = kept.seen.history, len(request.targets), request.time_ms or now_ms()
-    quick = targets * (len(history.item_L) + A_TARGET) <= MOST
-    if not quick or moment < kept.newest_ms or not live.scorer.is_ready(history, targets, moment):
+    if history.ready is None or targets * (len(history.ready.pairs) + A_TARGET) > MOST:
+        return None
+    if moment < kept.newest_ms or not live.scorer.is_ready(history, targets, moment):
         return None
     live.users.get(live.bundle.version, request.user_id, version)
     return kept.seen

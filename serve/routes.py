@@ -25,12 +25,13 @@ def create_app(service: Callable[[], Service]) -> FastAPI:
         summary="Search and recommendation over lifelong histories: candidates, and two-stage scoring of targets.",
         responses={500: ERRORS[500]},
     )
+    refused: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 422, 503)}
+    # Routes are tried in this order: first what is asked for most.
+    for routes in (_routes(service), _browsing(service)):
+        app.include_router(routes, dependencies=[Depends(_BEARER)], responses=refused)
     app.include_router(_health(service))
     app.include_router(inference_routes(service))
     app.include_router(explorer_routes(Site.read()))
-    refused: dict[int | str, dict[str, Any]] = {status: ERRORS[status] for status in (401, 422, 503)}
-    for routes in (_routes(service), _browsing(service)):
-        app.include_router(routes, dependencies=[Depends(_BEARER)], responses=refused)
     add_handlers(app)
     app.add_middleware(TokenGuard, token=lambda: service().engine.token)
     app.add_middleware(Watched, observer=lambda: service().engine.observer)

@@ -68,11 +68,15 @@ def test_what_has_to_be_read_or_encoded_is_left_to_the_threads(world: World, tmp
 
 def test_what_takes_long_is_left_to_the_threads(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_service(world, tmp_path / "history") as service:
-        length = service.score(**REQUEST)["history_used"]
+        service.score(**REQUEST)
         request = api.ScoreRequest.model_validate(REQUEST)
-        monkeypatch.setattr(rule, "MOST", 8 * (length + rule.A_TARGET))
+        seen = at_hand(service.engine.live, service.engine.store, request)
+        assert seen is not None
+        assert seen.history.ready is not None
+        pairs = len(seen.history.ready.pairs)
+        monkeypatch.setattr(rule, "MOST", 8 * (pairs + rule.A_TARGET))
         assert at_hand(service.engine.live, service.engine.store, request)
-        monkeypatch.setattr(rule, "MOST", 8 * (length + rule.A_TARGET) - 1)
+        monkeypatch.setattr(rule, "MOST", 8 * (pairs + rule.A_TARGET) - 1)
         assert not at_hand(service.engine.live, service.engine.store, request)
 
 

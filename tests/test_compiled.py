@@ -1,8 +1,5 @@
 """The compiled scorer gives the torch ranker's scores, for every model that it takes and any history and targets."""
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,8 +8,6 @@ from hypothesis import strategies as st
 from seminar.artifacts import Artifact, Store
 from seminar.bundle import Bundle
 from seminar.config import ModelConfig
-from seminar.history_search import key_space
-from seminar.retrieval.key_store import open_shared
 from seminar.schema import CTR, PSR
 from seminar.scorer import ScoringHistory, Targets, TwoStageScorer
 from tests.bundles import MODEL, make_bundle, make_vectors
@@ -75,18 +70,34 @@ def test_scores_equal_those_of_the_torch_ranker(bundle: Bundle, seed: int, lengt
     np.testing.assert_allclose(compiled.score(compiled.ready(history), targets).probability_T, expected, rtol=0, atol=1e-5)
 
 
-def test_long_histories_go_by_kept_packed_keys_and_merge_candidates_again(
-    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for module in ("scorer", "compiled.ready", "compiled.scorer"):
-        monkeypatch.setattr(f"seminar.{module}.FLOATS", 50)
+def test_histories_of_many_pairs_merge_candidates_again(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("ready", "scorer"):
+        monkeypatch.setattr(f"seminar.compiled.{module}.FLOATS", 50)
     rng = np.random.default_rng(0)
     history, targets = some_history(rng, bundle, 700), some_targets(rng, bundle, 30, unseen=True)
-    keys = open_shared(tmp_path, key_space(bundle), bundle.version, max_gib=0.1)
-    scorer = TwoStageScorer(bundle, key_store=keys)
-    ready = scorer.ready(replace(history, user_id="u"))
+    scorer = TwoStageScorer(bundle)
+    ready = scorer.ready(history)
     assert ready.ready is not None
-    assert ready.ready.key_Ld is None
+    assert ready.ready.key_Pd is None
     assert scorer.find(ready, targets) is not None
     expected = TwoStageScorer(bundle, "exact", compiled=False).score(history, targets).probability_T
     np.testing.assert_allclose(scorer.score(ready, targets).probability_T, expected, rtol=0, atol=1e-5)
+
+
+def test_histories_full_of_repeats_keep_what_torch_keeps(bundle: Bundle) -> None:
+    """Few pairs, each many times: of a pair that does not fit whole the newest are kept."""
+    rng = np.random.default_rng(4)
+    few = some_history(rng, bundle, 9)
+    which = rng.integers(0, 9, 500)
+    history = ScoringHistory(few.item_L[which], few.query_L[which], NOW_MS - np.arange(500)[::-1] * 3_600_000)
+    targets, compiled, torch_alone = (
+        some_targets(rng, bundle, 40, unseen=False),
+        TwoStageScorer(bundle),
+        TwoStageScorer(bundle, "exact"),
+    )
+    found, expected = compiled.find(history, targets), torch_alone.retrieve(history, targets)
+    assert found is not None
+    np.testing.assert_array_equal(np.sort(found.position_TK), np.sort(expected.position_TK))
+    np.testing.assert_allclose(
+        compiled.rank_found(found).probability_T, torch_alone.rank(targets, expected).probability_T, rtol=0, atol=1e-5
+    )

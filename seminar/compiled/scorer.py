@@ -23,7 +23,7 @@ from seminar.kernels import counts, int8, served, simd
 from seminar.kernels.distinct import distinct
 from seminar.kernels.floats import SIDE
 from seminar.kernels.merge import fit_rows
-from seminar.retrieval.int8 import NO_PATTERN, Packed, scratch_for
+from seminar.retrieval.int8 import NO_PATTERN, scratch_for
 from seminar.retrieval.key_space import KeySpace
 from seminar.retrieval.regime import Choice
 from seminar.retrieval.rescored import SLACK
@@ -49,11 +49,11 @@ class Asked:
 
 @dataclass(frozen=True)
 class Found:
-    """GSU output. position_TK: increasing, -1 at the end. row_TK: their rows of key_Pd. relevance_TK: -inf at -1."""
+    """GSU output. position_TK: increasing, -1 at the end. row_TK: their rows of key_Nd. relevance_TK: -inf at -1."""
 
     ready: ReadyHistory
     asked: Asked
-    key_Pd: Float32[ndarray, "P d"]
+    key_Nd: Float32[ndarray, "N d"]
     position_TK: Int64[ndarray, "T K"]
     row_TK: Int64[ndarray, "T K"]
     relevance_TK: Float32[ndarray, "T K"]
@@ -73,9 +73,9 @@ class CompiledScorer:
         self._used = "query" in self.config.channels
         self._tag = simd.TAGS[simd.path()]
 
-    def ready(self, item_L: ndarray, query_L: ndarray, time_ms_L: ndarray, packed: Packed | None = None) -> ReadyHistory:
-        """A history made ready. packed: its packed keys where they are at hand."""
-        return ready_history(self.weights, self.config, item_L, query_L, time_ms_L, packed)
+    def ready(self, item_L: ndarray, query_L: ndarray, time_ms_L: ndarray) -> ReadyHistory:
+        """A history made ready."""
+        return ready_history(self.weights, self.config, item_L, query_L, time_ms_L)
 
     def covers(self, length: int, choice: Choice) -> bool:
         """Whether a search so chosen is one of ours."""
@@ -97,24 +97,25 @@ class CompiledScorer:
         search, (targets, dim) = self.weights.search, asked.target_Td.shape
         query_Td = np.empty((targets, dim), np.float32)
         torch.addmm(search.start, torch.from_numpy(asked.target_Td), search.asked, out=torch.from_numpy(query_Td))
-        position_TR = self._candidates(ready, query_Td, choice, k)
-        key_Pd, row_TR = ready.key_Ld, position_TR
-        if key_Pd is None:
-            row_TR = np.empty_like(position_TR)
-            rows = distinct(position_TR.reshape(-1), row_TR.reshape(-1))
-            key_Pd = merged(self.weights.tables, ready.item_L[rows], ready.query_L[rows])
+        pairs, pair_TR = ready.pairs, self._candidates(ready, query_Td, choice, k)
+        key_Nd, row_TR = ready.key_Pd, pair_TR
+        if key_Nd is None:
+            row_TR = np.empty_like(pair_TR)
+            rows = distinct(pair_TR.reshape(-1), row_TR.reshape(-1))
+            key_Nd = merged(self.weights.tables, pairs.item_P[rows], pairs.query_P[rows])
         shape = targets, k
         position_TK, kept_row_TK, relevance_TK = np.empty(shape, np.int64), np.empty(shape, np.int64), np.empty(shape, np.float32)
-        served.keep_best(query_Td, key_Pd.ctypes.data, position_TR, row_TR, position_TK, kept_row_TK, relevance_TK)
-        return Found(ready, asked, key_Pd, position_TK, kept_row_TK, relevance_TK, choice)
+        found = pair_TR, row_TR, pairs.of_L, pairs.start, pairs.position
+        served.keep_best(query_Td, key_Nd.ctypes.data, *found, position_TK, kept_row_TK, relevance_TK)
+        return Found(ready, asked, key_Nd, position_TK, kept_row_TK, relevance_TK, choice)
 
     def _candidates(self, ready: ReadyHistory, query_Td: ndarray, choice: Choice, k: int) -> Int64[ndarray, "T R"]:
-        targets, length = len(query_Td), len(ready)
-        fetched = min(max(math.ceil(choice.overfetch * k), k + SLACK), length)
-        if choice.method == "merged" or fetched == length:
-            return np.broadcast_to(np.arange(length), (targets, length)).copy()
+        """Pairs among whose behaviours the k best are: so many pairs as behaviours would be fetched, or all."""
+        targets, pairs = len(query_Td), len(ready.pairs)
+        fetched = min(max(math.ceil(choice.overfetch * k), k + SLACK), pairs)
+        if choice.method == "merged" or fetched == pairs:
+            return np.broadcast_to(np.arange(pairs), (targets, pairs)).copy()
         packed = ready.packed
-        assert packed is not None
         runs = packed.runs(targets)
         index_TR, relevance_TR = np.empty((targets, fetched), np.int64), np.empty((targets, fetched), np.float32)
         scratch = scratch_for(targets, runs.longest, fetched)
@@ -167,7 +168,7 @@ class CompiledScorer:
         shape = len(target), heads, target.shape[1]
         served.attend_kept(
             query.numpy().reshape(shape),
-            found.key_Pd.ctypes.data,
+            found.key_Nd.ctypes.data,
             found.position_TK,
             found.row_TK,
             ready.item_L,

@@ -65,7 +65,7 @@ def _count_bits(typing_context: Any, word: Any) -> Any:
 
 
 @intrinsic
-def _lowest_bit(typing_context: Any, word: Any) -> Any:
+def lowest_bit(typing_context: Any, word: Any) -> Any:
     """Position of the lowest set bit; 64 of none."""
     return types.int64(types.uint64), lambda context, builder, signature, args: builder.cttz(args[0], ir.Constant(I1, 0))
 
@@ -160,13 +160,13 @@ def admit(score, count, first, threshold, found_position, found_score, found, k)
         admitted = _count_bits(mask)
         # How many of 64 reach the threshold is chance, and a branch on chance costs more than entries written in vain.
         for entry in range(BLIND):
-            i = start + (_lowest_bit(mask) & (STRIDE - 1))
+            i = start + (lowest_bit(mask) & (STRIDE - 1))
             mask &= mask - np.uint64(1)
             found_position[found + entry] = first + i
             found_score[found + entry] = score[i]
         entry = found + BLIND
         while mask != 0:
-            i = start + _lowest_bit(mask)
+            i = start + lowest_bit(mask)
             mask &= mask - np.uint64(1)
             found_position[entry] = first + i
             found_score[entry] = score[i]

@@ -12,22 +12,43 @@ from seminar.kernels import float_blocks, floats
 from seminar.kernels.counts import MS_PER_HOUR
 from seminar.kernels.esu import compare, pool, soften
 from seminar.kernels.floats import SIDE, WIDTH
-from seminar.kernels.select import STRIDE, cut_back, ordered, unordered
+from seminar.kernels.select import LEAST, STRIDE, kth_largest, lowest_bit, ordered, unordered
+
+BITS = 64
 
 # no_type_check: the import hook that checks shapes in tests would wrap what numba must compile.
 
 
 @numba.njit(nogil=True, cache=True)
 @no_type_check
-def keep_best(query, key_at, position, row, kept, kept_row, relevance):
-    """The K candidates of largest <query[t], key> of each target: kept [T, K] increasing, of equals the last, -1 at the end.
+def group_pairs(pair, start, position):
+    """Positions [L] by pair: those of pair p are position[start[p] : start[p + 1]], increasing. pair [L]: of each position."""
+    for p in range(len(start)):
+        start[p] = 0
+    for n in range(len(pair)):
+        start[pair[n] + 1] += 1
+    for p in range(1, len(start)):
+        start[p] += start[p - 1]
+    free = start.copy()
+    for n in range(len(pair)):
+        position[free[pair[n]]] = n
+        free[pair[n]] += 1
 
-    position [T, R], increasing; row [T, R]: which key each is, in a table at an address. relevance [T, K]: -inf at -1.
+
+@numba.njit(nogil=True, cache=True)
+@no_type_check
+def keep_best(query, key_at, candidate, row, pair, start, position, kept, kept_row, relevance):
+    """The K behaviours of largest <query[t], key> among those of some pairs, of equals the newest: kept [T, K], increasing.
+
+    candidate [T, R]: distinct pairs, row [T, R]: which key each is, in a table at an address; pair [L], start, position as
+    `group_pairs` has them. kept_row [T, K]: keys of the kept. Where there are fewer than K: -1, -1 and -inf at the end.
     """
-    k, num, size = kept.shape[1], position.shape[1], 4 * query.shape[1]
+    k, num, size = kept.shape[1], candidate.shape[1], 4 * query.shape[1]
     room = -(-num // SIDE) * SIDE
     at, product = np.zeros(room, np.uintp), np.empty(WIDTH, np.float32)
-    place, score = np.empty(num, np.int64), np.empty(num + STRIDE, np.int32)
+    score_of, row_of = np.empty(len(start), np.int32), np.empty(len(start), np.int64)
+    spread = np.empty(min(num * k, len(pair)) + STRIDE, np.int32)
+    marked = np.zeros(-(-len(pair) // BITS), np.uint64)
     for t in range(len(query)):
         for r in range(room):
             at[r] = key_at + row[t, min(r, num - 1)] * size
@@ -35,16 +56,57 @@ def keep_best(query, key_at, position, row, kept, kept_row, relevance):
             dots = float_blocks.dots_of_1(query[t].ctypes.data, at.ctypes.data + 8 * r, size)
             floats.store_lanes(dots, product.ctypes.data)
             for i in range(min(SIDE, num - r)):
-                score[r + i] = ordered(product[SIDE * i])
+                score_of[candidate[t, r + i]] = ordered(product[SIDE * i])
+        behaviours = 0
         for r in range(num):
-            place[r] = r
-        found = cut_back(place, score, num, k)
-        for i in range(k):
-            if i < found:
-                kept[t, i], kept_row[t, i] = position[t, place[i]], row[t, place[i]]
-                relevance[t, i] = unordered(score[i])
-            else:
-                kept[t, i], kept_row[t, i], relevance[t, i] = -1, -1, -np.inf
+            p = candidate[t, r]
+            row_of[p], spread[behaviours] = row[t, r], score_of[p]
+            behaviours += 1
+            for _ in range(1, min(start[p + 1] - start[p], k)):
+                spread[behaviours] = score_of[p]
+                behaviours += 1
+        least = kth_largest(spread, behaviours, k) if behaviours > k else LEAST
+        left, ties = k, 0
+        for r in range(num):
+            # The newest of a pair is marked without a branch: whether its score is above is chance, repeats are rare.
+            p = candidate[t, r]
+            end, above, equal = start[p + 1] - 1, score_of[p] > least, score_of[p] == least
+            newest = position[end]
+            marked[newest // BITS] |= np.uint64(above) << np.uint64(newest % BITS)
+            spread[ties] = newest
+            left -= above
+            ties += equal
+            if start[p] < end and (above or equal):
+                for n in range(max(start[p], end + 1 - k), end):
+                    if above:
+                        _mark(marked, position[n])
+                        left -= 1
+                    else:
+                        spread[ties] = position[n]
+                        ties += 1
+        if ties:
+            oldest = kth_largest(spread, ties, left) if ties > left else LEAST
+            for n in range(ties):
+                if spread[n] >= oldest:
+                    _mark(marked, spread[n])
+        found = 0
+        for word in range(len(marked)):
+            bits = marked[word]
+            marked[word] = 0
+            while bits != 0:
+                here = BITS * word + lowest_bit(bits)
+                bits &= bits - np.uint64(1)
+                kept[t, found], kept_row[t, found] = here, row_of[pair[here]]
+                relevance[t, found] = unordered(score_of[pair[here]])
+                found += 1
+        for i in range(found, k):
+            kept[t, i], kept_row[t, i], relevance[t, i] = -1, -1, -np.inf
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+@no_type_check
+def _mark(marked, position):
+    marked[position // BITS] |= np.uint64(1) << np.uint64(position % BITS)
 
 
 @numba.njit(nogil=True, cache=True)

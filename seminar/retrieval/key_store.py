@@ -76,15 +76,6 @@ class StoredKeys:
         """A chunk is a cache block for any number of targets."""
         return self._runs
 
-    def copied(self) -> "StoredKeys":
-        """The same keys in memory of their own, to be kept."""
-        pieces = []
-        for packed, rows in self._pieces:
-            piece = simd.aligned(packed_shape(rows, self.dim), np.uint8)
-            piece[: len(packed)] = packed[: len(piece)]
-            pieces.append((piece, rows))
-        return StoredKeys(pieces, self.levels)
-
     def level_LD(self) -> Int32[ndarray, "L D"]:
         """Levels of all behaviours."""
         parts = [PackedKeys(packed, rows, self.levels).level_LD() for packed, rows in self._pieces]
@@ -140,12 +131,6 @@ class KeyStore:
             if new_Nd is not None and not levels.flat and (len(new_Nd) >= WRITE_BACK or not kept):
                 self._keep(user, seen, levels, chunks, new_Nd, item_L, query_L)
             yield Int8Index(StoredKeys(_in_blocks(pieces), levels))
-
-    def copied(self, user_id: str, history: KeySource) -> StoredKeys:
-        """The same in memory of its own, to be kept."""
-        with self.index(user_id, history) as index:
-            assert isinstance(index.packed, StoredKeys)
-            return index.packed.copied()
 
     def _keep(
         self,
