@@ -414,7 +414,7 @@ class ServeConfig(_Section):
     max_keys_gib: float = Field(64.0, gt=0)
     """Size limit of one bundle's packed keys (address space, not memory)."""
     user_cache_mib: int = Field(512, ge=0)
-    """Memory of a replica for histories kept between requests, some 400 bytes a behaviour; the least recently used go first."""
+    """Memory of a replica for histories kept between requests, 100 to 300 bytes a behaviour; the least recently used go first."""
     host: str = "127.0.0.1"
     port: int = Field(8000, gt=0, lt=65536)
     token_file: Path | None = None

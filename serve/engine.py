@@ -30,7 +30,7 @@ from serve.observe import Observer, Silent, answered, offering
 from serve.offers import Offers
 from serve.options import Options
 from serve.problems import Refused
-from serve.rows import Kept, Live, Prepared, history_page, prepare, prepare_recommend, query_name
+from serve.rows import Kept, Live, Prepared, Seen, history_page, prepare, prepare_recommend, query_name
 from serve.spans import in_thread, timed
 from serve.stages import BothStages, Proposals, StageResult, Stages
 from serve.turns import Turns
@@ -110,23 +110,30 @@ class Engine:
 
     async def _both_stages(self, live: Live, request: api.ScoreRequest) -> tuple[Prepared, float, StageResult]:
         """The request in rows of the bundle, the milliseconds that took, and what the stages gave."""
-        if self.stages.here is not None and (found := await self._turns.run(self._at_once, live, request, self.stages.here)):
+        both = self.stages.here
+        # Asked again when its turn has come: an event may have been appended meanwhile.
+        if both is not None and self._at_hand(live, request) and (found := await self._turns.run(self._now, live, request, both)):
             return found
         prepared, history_ms = await self._stored("history", prepare, live, self.store, request)
         explain_top = request.explain_top if request.explain else 0
         return prepared, history_ms, await self.stages.score(live, prepared.seen.history, prepared.targets, explain_top)
 
-    def _at_once(self, live: Live, request: api.ScoreRequest, both: BothStages) -> tuple[Prepared, float, StageResult] | None:
+    def _now(self, live: Live, request: api.ScoreRequest, both: BothStages) -> tuple[Prepared, float, StageResult] | None:
         """The same of a request whose history is at hand, None of others."""
+        found = self._at_hand(live, request)
+        if found is None:
+            return None
+        seen, version = found
+        live.users.get(live.bundle.version, request.user_id, version)
+        prepared, history_ms = timed("history", partial(prepare, seen=seen), live, self.store, request)
+        return prepared, history_ms, both(live, prepared.seen.history, prepared.targets)
+
+    def _at_hand(self, live: Live, request: api.ScoreRequest) -> tuple[Seen, bytes] | None:
         try:
-            seen = at_hand(live, self.store, request)
+            return at_hand(live, self.store, request)
         except Exception:
             self.observer.store_failed("history")
             raise
-        if seen is None:
-            return None
-        prepared, history_ms = timed("history", partial(prepare, seen=seen), live, self.store, request)
-        return prepared, history_ms, both(live, prepared.seen.history, prepared.targets)
 
     async def recommend(self, request: api.RecommendRequest) -> api.RecommendResponse:
         """Candidates of the bundle in use, scored as POST /v1/score scores them, the best of them with reasons."""

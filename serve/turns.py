@@ -34,20 +34,28 @@ class Turns:
     def _turn(self, loop: asyncio.AbstractEventLoop) -> None:
         began_s = time.perf_counter()
         others_s = began_s - self._ended_s
-        while True:
-            self._next()
-            if not self._waiting or time.perf_counter() - began_s >= others_s:
-                break
-        self._ended_s = time.perf_counter()
-        if self._waiting:
-            loop.call_soon(self._turn, loop)
+        try:
+            while self._waiting:
+                self._next()
+                if time.perf_counter() - began_s >= others_s:
+                    break
+        finally:
+            # Whatever happened in it, this turn was not the last one.
+            self._ended_s = time.perf_counter()
+            if self._waiting:
+                loop.call_soon(self._turn, loop)
 
     def _next(self) -> None:
-        done, work = self._waiting[0]
+        done, work = self._waiting.popleft()
         # Nobody waits for it any more: the client went away.
-        if not done.cancelled():
-            try:
-                done.set_result(work())
-            except Exception as error:
-                done.set_exception(error)
-        self._waiting.popleft()
+        if done.cancelled():
+            return
+        try:
+            done.set_result(work())
+        except (SystemExit, KeyboardInterrupt) as error:
+            done.set_exception(RuntimeError(f"interrupted by {error!r}"))
+            raise
+        except BaseException as error:
+            # A future takes no StopIteration, and whoever waits must not take another's cancellation for his own.
+            plain = isinstance(error, Exception) and not isinstance(error, StopIteration)
+            done.set_exception(error if plain else RuntimeError(f"{type(error).__name__} while scoring"))

@@ -101,3 +101,22 @@ def test_histories_full_of_repeats_keep_what_torch_keeps(bundle: Bundle) -> None
     np.testing.assert_allclose(
         compiled.rank_found(found).probability_T, torch_alone.rank(targets, expected).probability_T, rtol=0, atol=1e-5
     )
+
+
+def test_of_equal_keys_those_with_the_newest_behaviours_are_fetched(
+    tiny_pairs: Artifact, tiny_store: Store, vectors: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More pairs have one key than are fetched: without the query channel one item under many queries."""
+    config = ModelConfig.model_validate({**MODEL.model_dump(), "channels": ("text", "attributes"), "top_k": 4})
+    bundle = Bundle.load(make_bundle(tiny_store, tiny_pairs, vectors, config=config).path)
+    monkeypatch.setattr("seminar.compiled.scorer.SLACK", 0)
+    query = np.arange(len(bundle.query_ids))
+    assert len(query) > config.top_k
+    # All queries once, then the first ones again: newest last.
+    query_L = np.concatenate([query, query[:2]])
+    item_L, time_ms_L = np.full(len(query_L), 7), NOW_MS - np.arange(len(query_L))[::-1] * 3_600_000
+    history, targets = ScoringHistory(item_L, query_L, time_ms_L), some_targets(np.random.default_rng(2), bundle, 9, unseen=False)
+    found = TwoStageScorer(bundle, "int8", overfetch=1.0).find(history, targets)
+    assert found is not None
+    newest = np.arange(len(query_L) - config.top_k, len(query_L))
+    np.testing.assert_array_equal(found.position_TK, np.tile(newest, (9, 1)))

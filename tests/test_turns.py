@@ -4,6 +4,8 @@ import asyncio
 import time
 from contextvars import ContextVar
 
+import pytest
+
 from serve.turns import Turns
 
 
@@ -32,6 +34,21 @@ def test_an_error_is_its_callers_alone() -> None:
     failed, fine = asyncio.run(both())
     assert isinstance(failed, ZeroDivisionError)
     assert fine == 5
+
+
+@pytest.mark.parametrize("error", [StopIteration(), asyncio.CancelledError(), GeneratorExit(), BaseException("of a library")])
+def test_no_exception_whatever_stops_the_turns_of_others(error: BaseException) -> None:
+    def fail() -> None:
+        raise error
+
+    async def both() -> list[object]:
+        turns = Turns()
+        first = await asyncio.wait_for(asyncio.gather(turns.run(fail), turns.run(lambda: 1), return_exceptions=True), 10)
+        return [*first, await asyncio.wait_for(turns.run(lambda: 2), 10)]
+
+    failed, *fine = asyncio.run(both())
+    assert isinstance(failed, RuntimeError)
+    assert fine == [1, 2]
 
 
 def test_who_went_away_is_not_worked_for() -> None:

@@ -33,8 +33,8 @@ where 8,000 are to be found among 100,000."""
 
 @dataclass(frozen=True)
 class Pairs:
-    """The P distinct (item, query) of a history. of_L: each behaviour's; pair p's behaviours, oldest first, are
-    position[start[p] : start[p + 1]]."""
+    """The P distinct (item, query) of a history in the order of their newest behaviours: so of equal keys the search keeps those
+    whose behaviours are kept. of_L: each behaviour's; pair p's, oldest first, are position[start[p] : start[p + 1]]."""
 
     item_P: Int64[ndarray, " P"]
     query_P: Int64[ndarray, " P"]
@@ -46,8 +46,9 @@ class Pairs:
     def of(cls, item_L: Int64[ndarray, " L"], query_L: Int64[ndarray, " L"]) -> "Pairs":
         """From columns of catalogue rows; query -1: none."""
         queries = int(query_L.max(initial=-1)) + 2
-        of_L, position = np.empty_like(item_L), np.empty_like(item_L)
-        code_P = distinct(item_L * queries + query_L + 1, of_L)
+        from_last_L, position = np.empty_like(item_L), np.empty_like(item_L)
+        code_P = distinct((item_L * queries + query_L + 1)[::-1].copy(), from_last_L)[::-1]
+        of_L = len(code_P) - 1 - from_last_L[::-1]
         start = np.empty(len(code_P) + 1, np.int64)
         served.group_pairs(of_L, start, position)
         return cls(code_P // queries, code_P % queries - 1, of_L, start, position)
