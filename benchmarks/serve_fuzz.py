@@ -201,6 +201,7 @@ def main() -> None:
             quarter, end = (memory[stage].get(replica, math.nan) for stage in list(memory)[-4::3])
             name = f"replica {replica}: memory at the end of the soak by that after its first quarter"
             goals.append(Goal(name, end / quarter, "x", FLAT, False))
+            goals.append(Goal("  that is, an hour", (end - quarter) / (0.75 * args.soak_minutes / 60), "MiB"))
     publish("serve_fuzz", goals)
 
 

@@ -37,8 +37,10 @@ OPEN = (0.25, 0.5, 0.75, 0.9)
 OVERLOAD = 4.0
 RIVALS = ("id", "channels")
 HEADERS = ("x-session-id", "no header")
-THREADS = ((1, 2), (2, 1), (1, 1))
-"""Threads of torch and requests at once: settings that a rival may choose from."""
+Setting = tuple[int, int]
+"""Threads of torch and requests at once."""
+THREADS: tuple[Setting, ...] = ((1, 2), (2, 1), (1, 1))
+"""Those that a rival may choose from."""
 START_S = 600.0
 
 
@@ -130,7 +132,14 @@ def run(phase: Phase, folder: Path) -> dict[str, Any]:
     finally:
         ray_serve.shutdown()
         ray.shutdown()
-    return {"phase": asdict(phase), "difference": difference, "threads": threads, "routed": routed, "rows": measurement.rows}
+    return {
+        "phase": asdict(phase),
+        "difference": difference,
+        "threads": threads,
+        "routed": routed,
+        "pairs": {length: (measurement.world.planted_pairs(length), measurement.world.grown_pairs(length)) for length in PLANTED},
+        "rows": measurement.rows,
+    }
 
 
 def services(phase: Phase) -> dict[str, Any]:
@@ -190,20 +199,20 @@ def check(measurement: Measurement, users: int = 12) -> float:
     return worst
 
 
-def measure_all(measurement: Measurement) -> dict[str, tuple[int, int]]:
-    """Every block; which thread setting was the best for each rival."""
+def measure_all(measurement: Measurement) -> dict[str, dict[str, Setting]]:
+    """Every block; which thread setting was the best for each rival at each length."""
     phase, measure = measurement.phase, measurement.measure
     measure("seminar", "cold", "cold", concurrency=1, once=True, seconds=60)
     measure("seminar", "warming", "once", concurrency=4, once=True, seconds=60)
     threads = best_threads(measurement) if phase.rivals else {}
     for round_, concurrency in itertools.product(range(phase.rounds), CLOSED):
         for service in ("trivial", "seminar", *threads):
-            set_threads(phase, threads.get(service))
+            set_threads(phase, threads.get(service, {}).get(str(min(PLANTED))))
             file = "trivial" if service == "trivial" else "warm"
             measure(service, f"closed {concurrency}", file, concurrency=concurrency, seed=round_)
     for round_, length in itertools.product(range(phase.rounds if phase.rivals else 0), PLANTED):
         for service in ("seminar", *threads):
-            set_threads(phase, threads.get(service))
+            set_threads(phase, threads.get(service, {}).get(str(length)))
             measure(service, f"length {length}", str(length), concurrency=LONG_CONCURRENCY, seed=round_)
     if phase.open_loop:
         peak = requests_a_second(measurement.rows, "seminar", "closed 32")
@@ -226,22 +235,21 @@ def routing(measurement: Measurement) -> dict[str, dict[str, float]]:
     return found
 
 
-def best_threads(measurement: Measurement) -> dict[str, tuple[int, int]]:
-    """The thread setting with the most requests a second at L = 10,240, a rival."""
-    best = {}
-    for rival in RIVALS:
-        for length in PLANTED:
-            measurement.measure(rival, "warming", str(length), concurrency=2, seconds=1)
+def best_threads(measurement: Measurement) -> dict[str, dict[str, Setting]]:
+    """The thread setting with the most requests a second, a rival and a length."""
+    best: dict[str, dict[str, Setting]] = {}
+    for rival, length in itertools.product(RIVALS, map(str, PLANTED)):
+        measurement.measure(rival, "warming", length, concurrency=2, seconds=1)
         speed = {}
         for setting in THREADS:
             set_threads(measurement.phase, setting)
-            result = measurement.measure(rival, "threads", "10240", concurrency=LONG_CONCURRENCY)
+            result = measurement.measure(rival, "threads", length, concurrency=LONG_CONCURRENCY)
             speed[setting] = result["good"] / result["seconds"]
-        best[rival] = max(speed, key=speed.__getitem__)
+        best.setdefault(rival, {})[length] = max(speed, key=speed.__getitem__)
     return best
 
 
-def set_threads(phase: Phase, setting: tuple[int, int] | None) -> None:
+def set_threads(phase: Phase, setting: Setting | None) -> None:
     """Threads of torch and requests at once of the rival."""
     if setting is not None:
         threads, workers = setting

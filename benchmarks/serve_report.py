@@ -37,7 +37,7 @@ def goals(results: Sequence[dict[str, Any]]) -> Iterator[Goal]:
                 for what, share in shares.items():
                     yield Goal(f"  {where}: {what}, {how}", share, "")
         if phase["rivals"]:
-            yield from _long(result["rows"], result["threads"])
+            yield from _long(result)
         if phase["open_loop"]:
             yield from _open(result["rows"])
 
@@ -66,8 +66,12 @@ def _closed(rows: Sequence[dict[str, Any]], where: str, *, default: bool) -> Ite
     yield Goal(f"  {where}: load generator at concurrency 32", share, "cores")
 
 
-def _long(rows: Sequence[dict[str, Any]], threads: dict[str, Any]) -> Iterator[Goal]:
+def _long(result: dict[str, Any]) -> Iterator[Goal]:
+    rows, threads = result["rows"], result["threads"]
     for length in PLANTED:
+        planted, grown = result["pairs"][str(length)]
+        yield Goal(f"  L = {length:,}: distinct (item, query) of a planted history", planted, "")
+        yield Goal(f"  L = {length:,}: of a household, were it to grow as the 100 longest did", grown, "")
         block = f"length {length}"
         mine = requests_a_second(rows, "seminar", block)
         for rival in RIVALS[::-1]:
@@ -76,7 +80,7 @@ def _long(rows: Sequence[dict[str, Any]], threads: dict[str, Any]) -> Iterator[G
             yield Goal(f"L = {length:,}: /v1/score requests/s, 2 replicas, by {RIVAL_NAMES[rival]}", factor, "x", target)
         yield Goal(f"  L = {length:,}: /v1/score, 2 replicas", mine, "requests/s")
         for rival in RIVALS:
-            how = "torch threads {}, requests at once {}".format(*threads[rival])
+            how = "torch threads {}, requests at once {}".format(*threads[rival][str(length)])
             yield Goal(f"  L = {length:,}: {RIVAL_NAMES[rival]} ({how})", requests_a_second(rows, rival, block), "requests/s")
 
 

@@ -24,6 +24,8 @@ from seminar.train.lanes import read_shards
 TARGETS = 100
 PLANTED = {10_240: 24, 102_400: 6}
 """Length of a planted history to how many users have one."""
+GROWTH = (250, 500, 1000, 2000)
+"""First behaviours of a history among which distinct pairs are counted."""
 COLD = 0.1
 """Share of the users that only the blocks of cold users ask for."""
 BODIES = 4_000
@@ -91,6 +93,20 @@ class World:
             exposures=Exposures(np.zeros(count + 1, np.int64), none, none, none),
         )
 
+    def planted_pairs(self, length: int) -> float:
+        """Distinct (item, query) of a planted history of that length, on the mean."""
+        planted = self.planted()
+        rows = [row for row, name in enumerate(planted.user_id) if name.startswith(planted_user(length, 0)[:-1])]
+        return float(np.mean([_pairs(planted, row, length) for row in rows]))
+
+    def grown_pairs(self, length: int) -> float:
+        """Distinct (item, query) of a real user of that length by Heaps' law, a power of the length: as the pairs of the 100 longest
+        histories grow at GROWTH."""
+        longest = np.argsort(-self.real.lengths)[:100]
+        mean = [np.mean([_pairs(self.real, row, n) for row in longest if self.real.lengths[row] >= n]) for n in GROWTH]
+        power, start = np.polyfit(np.log(GROWTH), np.log(mean), 1)
+        return float(np.exp(start) * length**power)
+
     def bodies(self, users: Sequence[str], count: int = BODIES, seed: int = 0, time_ms: int | None = None) -> Iterator[str]:
         """`user, tab, body` lines of score requests: each of these users as often as the others, 100 items as often as taken."""
         draw = np.random.default_rng(seed)
@@ -105,6 +121,13 @@ class World:
     def later_ms(self) -> int:
         """An hour after the last behaviour."""
         return int(self.real.time_ms.max()) + 3_600_000
+
+
+def _pairs(histories: Histories, row: int, first: int) -> int:
+    """Distinct (item, query) among a user's first behaviours."""
+    span = histories.span(row)
+    some = slice(span.start, min(span.start + first, span.stop))
+    return len(np.unique(np.stack([histories.item[some], histories.query[some]]), axis=1).T)
 
 
 def planted_user(length: int, number: int) -> str:
