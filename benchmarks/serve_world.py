@@ -100,8 +100,8 @@ class World:
         return float(np.mean([_pairs(planted, row, length) for row in rows]))
 
     def grown_pairs(self, length: int) -> float:
-        """Distinct (item, query) of a real user of that length by Heaps' law, a power of the length: as the pairs of the 100 longest
-        histories grow at GROWTH."""
+        """Distinct (item, query) of a real user of that length by Heaps' law, a power of the length: as those of the 100 longest
+        histories grow."""
         longest = np.argsort(-self.real.lengths)[:100]
         mean = [np.mean([_pairs(self.real, row, n) for row in longest if self.real.lengths[row] >= n]) for n in GROWTH]
         power, start = np.polyfit(np.log(GROWTH), np.log(mean), 1)
