@@ -125,7 +125,8 @@ class Ingress:
 
     async def Score(self, request: ScoreRequest, grpc_context: RayServegRPCContext) -> ScoreResponse:
         """What Serve calls for the gRPC interface."""
-        return await rpc.score(self.engine, request, grpc_context)
+        with self.latencies.timed():
+            return await rpc.score(self.engine, request, grpc_context)
 
     async def replicas(self) -> Sequence[api.ReplicaState]:
         """State of every running replica of the application."""

@@ -3,7 +3,6 @@
 Repeated strings carry the ids: 6 us to read 100 of them, where one field of bytes with lengths takes 9, in 12 % fewer bytes.
 """
 
-import logging
 from typing import TYPE_CHECKING
 
 import grpc
@@ -15,13 +14,17 @@ from seminar.errors import SeminarError
 from serve.bodies import MAX_BODY_BYTES, too_long
 from serve.engine import Engine
 from serve.guard import token_problem
+from serve.observe import Record
+from serve.problems import Refused
 from serve.refusals import Refusal, refusal_of, refusal_of_body
+from serve.watched import request_id_of, watching
 
 if TYPE_CHECKING:
     from ray.serve.grpc_util import RayServegRPCContext
 
 SERVICER = "seminar.client.scoring_pb2_grpc.add_ScoringServicer_to_server"
 """What Serve's proxies learn the service from."""
+ROUTE = "/seminar.v1.Scoring/Score"
 MAX_DETAILS = 4000
 """Characters: details travel in a header."""
 _CODES = {
@@ -32,24 +35,29 @@ _CODES = {
     507: grpc.StatusCode.RESOURCE_EXHAUSTED,
 }
 _TASKS: dict[int, api.Task | None] = {Task.AUTOMATIC: None, Task.CTR: "ctr", Task.PSR: "psr"}
-logger = logging.getLogger(__name__)
 
 
 async def score(engine: Engine, request: ScoreRequest, context: "RayServegRPCContext") -> ScoreResponse:
-    """The answer; for a refusal an empty one, and the context has its code and words."""
+    """The answer; for a refusal an empty one, and the context has its code and words. Counted and logged as HTTP requests are."""
+    metadata = dict(context.invocation_metadata())
+    record = Record(request_id_of((key.encode(), str(value).encode()) for key, value in metadata.items()), "gRPC", ROUTE, 200)
     try:
-        problem = token_problem(engine.token, dict(context.invocation_metadata()).get("authorization"))
-        if problem is not None:
-            return _refused(context, Refusal(401, [problem]))
-        if request.ByteSize() > MAX_BODY_BYTES:
-            raise too_long(f"{request.ByteSize()} bytes")
-        return _answer(await engine.score(_asked(request)))
-    except ValidationError as error:
-        return _refused(context, refusal_of_body(error.errors(include_url=False)))
-    except SeminarError as error:
-        return _refused(context, refusal_of(error))
+        with watching(engine.observer, record):
+            try:
+                problem = token_problem(engine.token, metadata.get("authorization"))
+                if problem is not None:
+                    raise Refused(401, problem)
+                if request.ByteSize() > MAX_BODY_BYTES:
+                    raise too_long(f"{request.ByteSize()} bytes")
+                return _answer(await engine.score(_asked(request)))
+            except ValidationError as error:
+                return _refused(context, record, refusal_of_body(error.errors(include_url=False)))
+            except SeminarError as error:
+                return _refused(context, record, refusal_of(error))
+            except BaseException:
+                record.status = 500
+                raise
     except Exception as error:
-        logger.exception("gRPC Score")
         context.set_code(grpc.StatusCode.INTERNAL)
         context.set_details(f"{type(error).__name__}; report it with the service's log")
         return ScoreResponse()
@@ -81,7 +89,8 @@ def _answer(told: api.ScoreResponse) -> ScoreResponse:
     )
 
 
-def _refused(context: "RayServegRPCContext", refusal: Refusal) -> ScoreResponse:
+def _refused(context: "RayServegRPCContext", record: Record, refusal: Refusal) -> ScoreResponse:
+    record.status = refusal.status
     context.set_code(_CODES.get(refusal.status, grpc.StatusCode.INVALID_ARGUMENT))
     told = refusal
     while len(details := told.response().model_dump_json()) > MAX_DETAILS and len(told.problems) > 1:

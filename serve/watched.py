@@ -1,9 +1,10 @@
-"""ASGI middleware: keeps a `Record` of every HTTP request, names it by X-Request-Id, and reports both ends to the observer."""
+"""Keeps a `Record` of every request, named by its x-request-id, and reports both ends to the observer; for HTTP a middleware."""
 
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +13,22 @@ from serve.observe import CURRENT, Observer, Record
 HEADER = b"x-request-id"
 SCOPE_KEY = "seminar.request_id"
 _ID = re.compile(rb"[\x21-\x7e]{1,128}")
+
+
+@contextmanager
+def watching(observer: Observer, record: Record) -> Iterator[None]:
+    """A request from its first to its last; an error that leaves it is noted in its record."""
+    began, token = time.perf_counter(), CURRENT.set(record)
+    observer.began()
+    try:
+        yield
+    except BaseException as error:
+        record.error = error
+        raise
+    finally:
+        record.total_ms = 1000 * (time.perf_counter() - began)
+        CURRENT.reset(token)
+        observer.ended(record)
 
 
 class Watched:
@@ -24,12 +41,9 @@ class Watched:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        observer, began = self._observer(), time.perf_counter()
-        record = Record(request_id_of(scope), scope["method"])
-        token = CURRENT.set(record)
+        record = Record(request_id_of(scope["headers"]), scope["method"])
         # For the answer to a bug, which is written outside this layer.
         scope[SCOPE_KEY] = record.request_id
-        observer.began()
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -38,20 +52,15 @@ class Watched:
                 message["headers"] = [*headers, (HEADER, record.request_id.encode())]
             await send(message)
 
-        try:
-            await self._app(scope, receive, answer)
-        except BaseException as error:
-            record.error = error
-            raise
-        finally:
-            # The route is known once one has matched; what matches none is one label, whatever its path.
-            record.route = getattr(scope.get("route"), "path", "")
-            record.total_ms = 1000 * (time.perf_counter() - began)
-            CURRENT.reset(token)
-            observer.ended(record)
+        with watching(self._observer(), record):
+            try:
+                await self._app(scope, receive, answer)
+            finally:
+                # The route is known once one has matched; what matches none is one label, whatever its path.
+                record.route = getattr(scope.get("route"), "path", "")
 
 
-def request_id_of(scope: Scope) -> str:
+def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The client's X-Request-Id, or Serve's; a new one where there is none, or one that no log should hold."""
-    given = next((value for name, value in scope["headers"] if name == HEADER), b"")
+    given = next((value for name, value in headers if name == HEADER), b"")
     return given.decode() if _ID.fullmatch(given) else uuid.uuid4().hex

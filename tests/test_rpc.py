@@ -22,6 +22,7 @@ from seminar.errors import ConfigError
 from serve import rpc
 from serve.access import VARIABLE
 from serve.deploy import Serve, config_of
+from serve.observe import Answered, Record, Silent, remember
 from serve.run import REPOSITORY
 from serve.stages import LocalStages
 from tests.served_world import Service, World, offline, open_service
@@ -102,6 +103,30 @@ def test_refusals_have_a_code_and_the_words_of_http(
     assert problem["what"] == what
     assert all(problem.values())
     assert len(context.details) <= rpc.MAX_DETAILS
+
+
+def test_calls_are_counted_and_logged_as_http_requests_are(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    records: list[Record] = []
+
+    class Noting(Silent):
+        def ended(self, record: Record) -> None:
+            records.append(record)
+
+        def answered(self, answered: Answered) -> None:
+            remember(answered)
+
+    monkeypatch.setattr(service.engine, "observer", Noting())
+    call(service, user_id="u17", item_ids=ITEMS, time_ms=LATER_MS)
+    call(service, user_id="u17", item_ids=["nothing"])
+    call(service, token=None, user_id="u17", item_ids=ITEMS)
+    monkeypatch.setattr(service.engine, "score", None)
+    call(service, user_id="u17", item_ids=ITEMS)
+    assert [record.status for record in records] == [200, 422, 401, 500]
+    assert {record.route for record in records} == {rpc.ROUTE}
+    assert [record.targets for record in records] == [len(ITEMS), 0, 0, 0]
+    assert [type(record.error) for record in records] == [type(None)] * 3 + [TypeError]
+    assert records[0].user_id == "u17"
+    assert records[0].total_ms > 0
 
 
 def test_bug_is_internal_and_tells_nothing(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
