@@ -198,7 +198,7 @@ def main() -> None:
         for stage, resident in memory.items():
             goals.append(Goal(f"  replica {replica}: memory, {stage}", resident.get(replica, math.nan), "MiB"))
         if args.soak_minutes:
-            quarter, end = (memory[stage].get(replica, math.nan) for stage in list(memory)[-4::3])
+            quarter, _, _, end = (memory[stage].get(replica, math.nan) for stage in list(memory)[-4:])
             name = f"replica {replica}: memory at the end of the soak by that after its first quarter"
             goals.append(Goal(name, end / quarter, "x", FLAT, False))
             goals.append(Goal("  that is, an hour", (end - quarter) / (0.75 * args.soak_minutes / 60), "MiB"))

@@ -137,9 +137,14 @@ def run(phase: Phase, folder: Path) -> dict[str, Any]:
         "difference": difference,
         "threads": threads,
         "routed": routed,
-        "pairs": {length: (measurement.world.planted_pairs(length), measurement.world.grown_pairs(length)) for length in PLANTED},
+        "pairs": pairs(measurement.world) if phase.rivals else {},
         "rows": measurement.rows,
     }
+
+
+def pairs(world: World) -> dict[int, tuple[float, float]]:
+    """By length: distinct (item, query) of a planted history, and of a household that grew on so far."""
+    return {length: (count, world.grown_pairs(length)) for length, count in world.planted_pairs().items()}
 
 
 def services(phase: Phase) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def _closed(rows: Sequence[dict[str, Any]], where: str, *, default: bool) -> Ite
 
 
 def _long(result: dict[str, Any]) -> Iterator[Goal]:
-    rows, threads = result["rows"], result["threads"]
+    rows, threads, served = result["rows"], result["threads"], f"{result['phase']['replicas']} replicas"
     for length in PLANTED:
         planted, grown = result["pairs"][str(length)]
         yield Goal(f"  L = {length:,}: distinct (item, query) of a planted history", planted, "")
@@ -77,8 +77,8 @@ def _long(result: dict[str, Any]) -> Iterator[Goal]:
         for rival in RIVALS[::-1]:
             target = FASTER[length] if rival == "channels" else None
             factor = mine / requests_a_second(rows, rival, block)
-            yield Goal(f"L = {length:,}: /v1/score requests/s, 2 replicas, by {RIVAL_NAMES[rival]}", factor, "x", target)
-        yield Goal(f"  L = {length:,}: /v1/score, 2 replicas", mine, "requests/s")
+            yield Goal(f"L = {length:,}: /v1/score requests/s, {served}, by {RIVAL_NAMES[rival]}", factor, "x", target)
+        yield Goal(f"  L = {length:,}: /v1/score, {served}", mine, "requests/s")
         for rival in RIVALS:
             how = "torch threads {}, requests at once {}".format(*threads[rival][str(length)])
             yield Goal(f"  L = {length:,}: {RIVAL_NAMES[rival]} ({how})", requests_a_second(rows, rival, block), "requests/s")

@@ -14,6 +14,7 @@ from numpy import ndarray
 from seminar.artifacts import Artifact, Store
 from seminar.batching import Request, collate
 from seminar.bundle import Bundle
+from seminar.compiled.ready import Pairs
 from seminar.history.lmdb_store import LMDBHistoryStore
 from seminar.history.store import import_histories
 from seminar.schema import CTR, NONE
@@ -93,11 +94,11 @@ class World:
             exposures=Exposures(np.zeros(count + 1, np.int64), none, none, none),
         )
 
-    def planted_pairs(self, length: int) -> float:
-        """Distinct (item, query) of a planted history of that length, on the mean."""
+    def planted_pairs(self) -> dict[int, float]:
+        """Distinct (item, query) of a planted history, on the mean, by its length."""
         planted = self.planted()
-        rows = [row for row, name in enumerate(planted.user_id) if name.startswith(planted_user(length, 0)[:-1])]
-        return float(np.mean([_pairs(planted, row, length) for row in rows]))
+        rows = {length: np.flatnonzero(planted.lengths == length).tolist() for length in PLANTED}
+        return {length: float(np.mean([_pairs(planted, row, length) for row in rows[length]])) for length in PLANTED}
 
     def grown_pairs(self, length: int) -> float:
         """Distinct (item, query) of a real user of that length by Heaps' law, a power of the length: as those of the 100 longest
@@ -127,7 +128,7 @@ def _pairs(histories: Histories, row: int, first: int) -> int:
     """Distinct (item, query) among a user's first behaviours."""
     span = histories.span(row)
     some = slice(span.start, min(span.start + first, span.stop))
-    return len(np.unique(np.stack([histories.item[some], histories.query[some]]), axis=1).T)
+    return len(Pairs.of(histories.item[some].astype(np.int64), histories.query[some].astype(np.int64)))
 
 
 def planted_user(length: int, number: int) -> str:

@@ -73,25 +73,22 @@ class TwoStageScorer:
 
     def is_ready(self, history: ScoringHistory, targets: int, time_ms: int) -> bool:
         """Whether `find` answers so many targets at that moment from what is ready, and reads nothing."""
-        if self._compiled is None or history.ready is None or time_ms < history.ready.newest_ms:
+        if history.ready is None or time_ms < history.ready.newest_ms:
             return False
-        kept = history.user_id is not None
-        choice = self.history_search.choice(history, targets, self.bundle.config.top_k, kept=kept)
-        return self._compiled.covers(len(history.item_L), choice)
+        return self._chosen(history, targets) is not None
 
     def find(self, history: ScoringHistory, targets: Targets) -> Found | None:
         """GSU by the compiled scorer, for `rank_found`; None for what it does not cover: then `retrieve` and `rank`."""
         if self._compiled is None or targets.unseen_items is not None:
             return None
-        k, kept = self.bundle.config.top_k, history.ready is not None and history.user_id is not None
-        choice = self.history_search.choice(history, len(targets.item_T), k, kept=kept)
-        if not self._compiled.covers(len(history.item_L), choice):
+        choice = self._chosen(history, len(targets.item_T))
+        if choice is None:
             return None
         ready = self.ready(history).ready
         if ready is None or targets.time_ms < ready.newest_ms:
             return None
         asked = self._compiled.ask(targets.item_T, targets.query_T, targets.task, targets.time_ms, targets.unseen_Xd)
-        return self._compiled.find(ready, asked, choice, k)
+        return self._compiled.find(ready, asked, choice, self.bundle.config.top_k)
 
     def rank_found(self, found: Found) -> Scored:
         """ESU and heads over what `find` kept."""
@@ -110,6 +107,13 @@ class TwoStageScorer:
         batch = self._batch(history, targets, len(history.item_L))
         top, choice = self.history_search.top_k(history, self._probe(targets), self.bundle.config.top_k)
         return self._passed_on(history, batch, top.index_TK.numpy(), top.relevance_TK.numpy(), choice)
+
+    def _chosen(self, history: ScoringHistory, targets: int) -> Choice | None:
+        """How the compiled scorer searches for so many targets; None where it does not."""
+        kept = history.ready is not None and history.user_id is not None
+        choice = self.history_search.choice(history, targets, self.bundle.config.top_k, kept=kept)
+        covered = self._compiled is not None and self._compiled.covers(len(history.item_L), choice)
+        return choice if covered else None
 
     def _passed_on(
         self, history: ScoringHistory, batch: Batch, kept_TK: ndarray, relevance_TK: ndarray, choice: Choice

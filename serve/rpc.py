@@ -40,7 +40,7 @@ _TASKS: dict[int, api.Task | None] = {Task.AUTOMATIC: None, Task.CTR: "ctr", Tas
 async def score(engine: Engine, request: ScoreRequest, context: "RayServegRPCContext") -> ScoreResponse:
     """The answer; for a refusal an empty one, and the context has its code and words. Counted and logged as HTTP requests are."""
     metadata = dict(context.invocation_metadata())
-    record = Record(request_id_of((key.encode(), str(value).encode()) for key, value in metadata.items()), "gRPC", ROUTE, 200)
+    record = Record(request_id_of((key.encode(), str(value).encode()) for key, value in metadata.items()), "gRPC", ROUTE)
     try:
         with watching(engine.observer, record):
             try:
@@ -49,14 +49,13 @@ async def score(engine: Engine, request: ScoreRequest, context: "RayServegRPCCon
                     raise Refused(401, problem)
                 if request.ByteSize() > MAX_BODY_BYTES:
                     raise too_long(f"{request.ByteSize()} bytes")
-                return _answer(await engine.score(_asked(request)))
+                answer = _answer(await engine.score(_asked(request)))
+                record.status = 200
+                return answer
             except ValidationError as error:
                 return _refused(context, record, refusal_of_body(error.errors(include_url=False)))
             except SeminarError as error:
                 return _refused(context, record, refusal_of(error))
-            except BaseException:
-                record.status = 500
-                raise
     except Exception as error:
         context.set_code(grpc.StatusCode.INTERNAL)
         context.set_details(f"{type(error).__name__}; report it with the service's log")
